@@ -1,4 +1,4 @@
-"""StateSpec and StateLayout: one description gives graph inputs, graph outputs and runtime buffers."""
+"""StateSpec and StateLayout: one description of graph inputs, outputs and runtime buffers."""
 
 from __future__ import annotations
 
