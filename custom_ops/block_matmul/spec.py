@@ -1,0 +1,11 @@
+"""BlockMatMul: x [..., K] times weight [N, K] transposed, as [..., N]."""
+
+from edgewright.custom_ops.spec import OpSpec, TensorSpec
+
+SPEC = OpSpec(
+    name="BlockMatMul",
+    function="block_matmul",
+    types={"W": ("float32", "float16", "bfloat16")},
+    inputs=(TensorSpec("x", "float32"), TensorSpec("weight", "W")),
+    outputs=(TensorSpec("y", "float32"),),
+)
