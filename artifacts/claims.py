@@ -46,20 +46,25 @@ if sys.platform == "win32":
 else:
 
     def claim(directory: Path, wait: bool = False) -> Claim | None:
-        """None when another process holds it, or when this file system knows no locks."""
+        """None when another process holds it; OSError where the file system knows no locks."""
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             return None
+        except BaseException:
+            os.close(descriptor)
+            raise
         return Claim(descriptor)
 
 
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """One writer at a time; where the file system knows no locks, the writers take their chance."""
-    held = claim(directory.resolve(), wait=True)
+    held: Claim | None = None
+    with suppress(OSError):
+        held = claim(directory.resolve(), wait=True)
     try:
         yield
     finally:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from edgewright.artifacts.strict_json import Items, Range, Text
 
 Growth = Literal["append", "ring", "replace"]
 Update = Literal["in_graph", "delta"]
 StateDtype = Literal["float32", "float16", "int8"]
-Dim = int | Literal["batch", "capacity"]
+Dim = Annotated[int, Range(1, (1 << 31) - 1)] | Literal["batch", "capacity"]
 
 _ELEMENT_BYTES: dict[StateDtype, int] = {"float32": 4, "float16": 2, "int8": 1}
 GROWTHS: tuple[Growth, ...] = ("append", "ring", "replace")
@@ -20,8 +22,8 @@ UPDATES: tuple[Update, ...] = ("in_graph", "delta")
 class StateSpec:
     """One tensor that outlives a call. The first dimension is always `batch`."""
 
-    name: str
-    shape: tuple[Dim, ...]
+    name: Annotated[str, Text(256, r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "a dotted name")]
+    shape: Annotated[tuple[Dim, ...], Items(1, 8)]
     dtype: StateDtype
     growth: Growth
     update: Update = "in_graph"
@@ -60,7 +62,7 @@ class StateSpec:
 class StateLayout:
     """The states of one graph, in the order the graph takes and gives them."""
 
-    specs: tuple[StateSpec, ...]
+    specs: Annotated[tuple[StateSpec, ...], Items(0, 10_000)]
 
     def __iter__(self) -> Iterator[StateSpec]:
         return iter(self.specs)

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from edgewright.artifacts import trust
 from edgewright.artifacts.errors import EdgewrightError
 from edgewright.artifacts.user_dirs import cache_dir, locate_cache
