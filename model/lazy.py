@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from edgewright.artifacts.errors import CheckpointError
 
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.lazy import (
     TORCH_DTYPES,
