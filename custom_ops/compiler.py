@@ -1,0 +1,202 @@
+"""A target goes in; the op library for it, compiled by pip's zig and cached by content, comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgewright.artifacts.errors import ToolchainError
+from edgewright.artifacts.user_dirs import cache_dir
+from edgewright.custom_ops import OPS, OpSpec
+from edgewright.custom_ops.op_table import op_table
+
+_ROOT = Path(__file__).parent
+
+# The flags that make each version of a kernel; native/cpu.h knows when one may run.
+_ISAS: Mapping[str, Mapping[str, str]] = {
+    "x86_64": {
+        "sse2": "x86_64",
+        "avx2": "x86_64+avx2+fma+f16c",
+        "avx512": "x86_64+avx2+fma+f16c+avx512f+avx512dq+avx512bw+avx512vl+avx512vnni",
+    },
+    "aarch64": {"neon": "generic"},
+}
+
+_COMPILE_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    # No C or C++ library: nothing to link, nothing that a device could lack.
+    "-ffreestanding",
+    "-nostdinc++",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-threadsafe-statics",
+    "-fno-stack-protector",
+    "-fno-sanitize=all",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    # Nothing probes the stack, so a frame must be smaller than a guard page.
+    "-Wframe-larger-than=4000",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`triple` is zig's; the ABI `none` means that Linux gets no C library."""
+
+    name: str
+    triple: str
+    library: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def isas(self) -> Mapping[str, str]:
+        return _ISAS[self.triple.partition("-")[0]]
+
+
+def _targets() -> Iterator[Target]:
+    for arch in _ISAS:
+        yield Target(f"linux-{arch}", f"{arch}-linux-none", "libedgewright_ops.so", ("-fPIC",))
+        yield Target(f"macos-{arch}", f"{arch}-macos", "libedgewright_ops.dylib", ("-fPIC",))
+        no_probe = ("-mno-stack-arg-probe",)
+        yield Target(f"windows-{arch}", f"{arch}-windows-gnu", "edgewright_ops.dll", no_probe)
+
+
+_BY_NAME: Mapping[str, Target] = {target.name: target for target in _targets()}
+TARGETS: tuple[str, ...] = tuple(_BY_NAME)
+
+
+@dataclass(frozen=True)
+class Library:
+    """One compiled op library in the cache."""
+
+    target: str
+    path: Path
+    sha256: str
+
+    @cached_property
+    def data(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def host_target() -> str:
+    """The target that runs in this process."""
+    systems = {"linux": "linux", "darwin": "macos", "win32": "windows"}
+    machines = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+    name = f"{systems.get(sys.platform)}-{machines.get(platform.machine().lower())}"
+    if name not in _BY_NAME:
+        raise ToolchainError(
+            f"this machine is {sys.platform} on {platform.machine()}; "
+            f"kernels are compiled for {', '.join(TARGETS)}; the function bodies run without them"
+        )
+    return name
+
+
+def build(target: str) -> Library:
+    """Compile, unless this machine compiled the same sources for the same target before."""
+    from edgewright.artifacts import trust
+
+    if target not in _BY_NAME:
+        raise ToolchainError(f"no target {target!r}; choose from {', '.join(TARGETS)}")
+    chosen = _BY_NAME[target]
+    root = cache_dir() / "kernels"
+    path = root / target / _key(chosen)[:32] / chosen.library
+    if path.is_file():
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if trust.is_trusted(sha256):  # else someone else wrote this file: build it again
+            return Library(target, path, sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as work:
+        made = _compile(chosen, Path(work), root / "zig")
+        sha256 = hashlib.sha256(made.read_bytes()).hexdigest()
+        trust.record(sha256)
+        os.replace(made, path)  # another process may be doing the same: either file is right
+    return Library(target, path, sha256)
+
+
+def _compiled_ops() -> list[OpSpec]:
+    """An op without a kernel.cc runs by its function body."""
+    return [spec for spec in OPS.values() if (_ROOT / spec.function / "kernel.cc").is_file()]
+
+
+def _sources() -> list[Path]:
+    patterns = ("native/*.h", "native/*.cc", "*/*.h", "*/kernel.cc")
+    return sorted({path for pattern in patterns for path in _ROOT.glob(pattern)})
+
+
+def _key(target: Target) -> str:
+    """Names everything that the library's bytes depend on."""
+    digest = hashlib.sha256()
+    facts = (_zig_version(), target.triple, *target.flags, *_COMPILE_FLAGS)
+    for text in (*facts, repr(sorted(target.isas.items())), op_table(_compiled_ops())):
+        digest.update(text.encode() + b"\0")
+    for path in _sources():
+        digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _zig_version() -> str:
+    try:
+        found = version("ziglang")
+    except PackageNotFoundError:
+        found = ""
+    if not found or importlib.util.find_spec("ziglang") is None:
+        raise ToolchainError(
+            "kernels are compiled by zig, and the package ziglang is not installed; "
+            "pip install 'edgewright[export]'"
+        )
+    return found
+
+
+def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
+    (work / "ops.inc").write_text(op_table(_compiled_ops()))
+    environment = {
+        **os.environ,
+        "ZIG_GLOBAL_CACHE_DIR": str(zig_cache / "global"),
+        "ZIG_LOCAL_CACHE_DIR": str(zig_cache / "local"),
+    }
+    baseline = next(iter(target.isas.values()))
+    units = [(_ROOT / "native" / name, "", baseline) for name in ("registry.cc", "memory.cc")]
+    for spec in _compiled_ops():
+        kernel = _ROOT / spec.function / "kernel.cc"
+        units += [(kernel, isa, cpu) for isa, cpu in target.isas.items()]
+
+    def compile_unit(number: int) -> Path:
+        source, isa, cpu = units[number]
+        output = work / f"{number}.o"
+        flags = (*_COMPILE_FLAGS, *target.flags, f"-mcpu={cpu}", f"-I{_ROOT}", f"-I{work}")
+        defines = (f"-DEDGE_ISA={isa}",) if isa else ()
+        command = ("c++", "-target", target.triple, *flags, *defines, "-c", str(source))
+        _zig((*command, "-o", str(output)), environment)
+        return output
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        objects = [str(path) for path in pool.map(compile_unit, range(len(units)))]
+    library = work / target.library
+    link = ("cc", "-target", target.triple, "-shared", "-nostdlib", "-s", "-o", str(library))
+    _zig((*link, *objects), environment)
+    return library
+
+
+def _zig(arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "ziglang", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+        raise ToolchainError(f"zig could not compile the op library: {lines[0].strip()}")

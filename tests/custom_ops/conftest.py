@@ -1,0 +1,119 @@
+"""One op in a graph of its own, run by ONNX Runtime: with the library in any instruction set, or by
+its function body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from edgewright.custom_ops import DOMAIN, OPS
+from edgewright.custom_ops.compiler import Library, build, host_target
+from edgewright.custom_ops.onnx_functions import attach_functions
+
+Array = np.ndarray
+
+
+@dataclass
+class SingleOp:
+    """`stored` inputs become initializers; with a `folder` they are mapped from an external file in
+    which each begins `misaligned` bytes past its alignment."""
+
+    name: str
+    inputs: Mapping[str, Array]
+    attributes: Mapping[str, int | float | str] = field(default_factory=dict)
+    stored: Sequence[str] = ()
+    folder: Path | None = None
+    misaligned: int = 0
+
+    def model(self, body: bool) -> ir.Model:
+        spec = OPS[self.name]
+        values = {}
+        for tensor in spec.inputs:
+            array = self.inputs[tensor.name]
+            dtype = ir.DataType.from_numpy(array.dtype)
+            value = ir.Value(
+                name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype)
+            )
+            if tensor.name in self.stored:
+                value.const_value = ir.tensor(array, name=tensor.name)
+            values[tensor.name] = value
+        attributes = ir.convenience.convert_attributes(dict(self.attributes))
+        node = ir.Node(
+            DOMAIN,
+            self.name,
+            list(values.values()),
+            attributes,
+            num_outputs=len(spec.outputs),
+            version=1,
+        )
+        for tensor, output in zip(spec.outputs, node.outputs, strict=True):
+            binding = {t.type: values[t.name].dtype for t in spec.inputs}
+            dtype = binding.get(tensor.type, ir.DataType.FLOAT)
+            output.name, output.type = tensor.name, ir.TensorType(dtype)
+        graph = ir.Graph(
+            [value for name, value in values.items() if name not in self.stored],
+            node.outputs,
+            nodes=[node],
+            initializers=[values[name] for name in self.stored],
+            opset_imports={"": 23, DOMAIN: 1},
+            name="single_op",
+        )
+        model = ir.Model(graph, ir_version=10)
+        if body:
+            attach_functions(model)
+        return model
+
+    def session(
+        self, library: Library | None, isa: str | None = None, threads: int = 1
+    ) -> ort.InferenceSession:
+        """With a library the body is left out, so that nothing but the kernel can have run."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if isa is not None:
+            options.add_session_config_entry("edgewright.isa", isa)
+        if library is not None:
+            options.register_custom_ops_library(str(library.path))
+        proto = ir.serde.serialize_model(self.model(body=library is None))
+        if self.folder is not None:
+            self._move_out(proto)
+            key = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(key, str(self.folder))
+        serialized = proto.SerializeToString()
+        return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+    def run(self, library: Library | None, isa: str | None = None, threads: int = 1) -> list[Array]:
+        session = self.session(library, isa, threads)
+        feed = {name: array for name, array in self.inputs.items() if name not in self.stored}
+        outputs: list[Array] = session.run(None, feed)
+        return outputs
+
+    def _move_out(self, proto: onnx.ModelProto) -> None:
+        assert self.folder is not None
+        with (self.folder / "weights").open("wb") as file:
+            for tensor in proto.graph.initializer:
+                file.seek(-(-file.tell() // 4096) * 4096 + self.misaligned)
+                offset, data = file.tell(), tensor.raw_data
+                file.write(data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                place = {"location": "weights", "offset": offset, "length": len(data)}
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    return build(host_target())
+
+
+@pytest.fixture(scope="session")
+def single_op() -> Callable[..., SingleOp]:
+    return SingleOp
