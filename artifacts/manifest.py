@@ -26,7 +26,7 @@ Count = Annotated[int, Range(0, WHOLE_LIMIT)]
 Positive = Annotated[int, Range(1, WHOLE_LIMIT)]
 TokenId = Annotated[int, Range(0, (1 << 31) - 1)]
 Name = Annotated[str, Text(128, r"[A-Za-z0-9][A-Za-z0-9._+-]*", "a plain name")]
-Line = Annotated[str, Text(1024, r"[^\x00-\x1f\x7f]*", "one line of text")]
+Line = Annotated[str, Text(1024, r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*", "one line of text")]
 Token = Annotated[str, Text(1024)]
 Sha256 = Annotated[str, Text(64, r"[0-9a-f]{64}", "a lower-case sha256")]
 ProviderName = Annotated[
@@ -41,6 +41,8 @@ Option = (
 
 @dataclass(frozen=True)
 class FileEntry:
+    """What a file must be."""
+
     sha256: Sha256
     size: Count
 
@@ -137,7 +139,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`files` and `evidence` are filled in by whoever writes them: leave them out."""
+    """What a package says about itself; `files` and `evidence` are filled in by the writer."""
 
     format: Literal["edgewright-package"] = FORMAT
     version: Literal[1] = FORMAT_VERSION

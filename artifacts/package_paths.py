@@ -18,9 +18,10 @@ from edgewright.artifacts.strict_json import Text
 # No leading dot (so neither `..` nor hidden files), no backslash, colon, space or control
 # character, no trailing dot (Windows drops it).
 _SEGMENT = r"[A-Za-z0-9_](?:[A-Za-z0-9._+=@-]*[A-Za-z0-9_+=@-])?"
-# Windows opens a device for these names, whatever the ending.
-_DEVICE = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|/|$)"
-PATTERN = rf"(?!(?:.*/)?{_DEVICE}){_SEGMENT}(?:/{_SEGMENT}){{0,7}}"
+# Windows opens a device for these names, whatever the ending. Spelt out, because the JSON
+# Schema carries this pattern to languages that know no (?i:…).
+_DEVICE = "[cC][oO][nN]|[pP][rR][nN]|[aA][uU][xX]|[nN][uU][lL]|(?:[cC][oO][mM]|[lL][pP][tT])[0-9]"
+PATTERN = rf"(?!(?:.*/)?(?:{_DEVICE})(?:\.|/|$)){_SEGMENT}(?:/{_SEGMENT}){{0,7}}"
 LIMIT = 240
 
 PackagePath = Annotated[str, Text(LIMIT, PATTERN, "a plain path inside the package")]

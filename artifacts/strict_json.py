@@ -208,7 +208,7 @@ def _decode_scalar(kind: object, value: Json, where: str) -> object:
 def _check(rule: object, value: Json, where: str) -> None:
     if isinstance(rule, Range) and isinstance(value, int | float):
         if not rule.minimum <= value <= rule.maximum:
-            low, high = f"{rule.minimum:.15g}", f"{rule.maximum:.15g}"
+            low, high = f"{rule.minimum:.16g}", f"{rule.maximum:.16g}"
             raise _Refused(f"{where} is {value}; {low} to {high} is required")
     elif isinstance(rule, Text) and isinstance(value, str):
         if len(value) > rule.limit:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from edgewright.artifacts import (
     GenerationDefaults,
@@ -17,10 +20,10 @@ from edgewright.artifacts import (
     Variant,
 )
 
-WEIGHTS = (bytes(range(256)) * 16, b"\x01\x02" * 1000)
+_WEIGHTS = (bytes(range(256)) * 16, b"\x01\x02" * 1000)
 
 
-def states(layers: int = 2) -> StateLayout:
+def _states(layers: int = 2) -> StateLayout:
     specs = [
         StateSpec(f"layers.{n}.{part}", ("batch", 2, "capacity", 8), "float32", "append")
         for n in range(layers)
@@ -30,7 +33,7 @@ def states(layers: int = 2) -> StateLayout:
     return StateLayout((*specs, conv))
 
 
-def manifest(weights: tuple[str, ...]) -> Manifest:
+def _manifest(weights: tuple[str, ...]) -> Manifest:
     return Manifest(
         model=ModelInfo(
             architecture="llama",
@@ -61,7 +64,7 @@ def manifest(weights: tuple[str, ...]) -> Manifest:
                 onnxruntime_min="1.31",
                 libraries={"linux-x86_64": "lib/linux-x86_64/libedgewright.so"},
                 weights=weights,
-                states=states(),
+                states=_states(),
                 weight_dtypes=("bfloat16",),
                 compute_dtype="float32",
             ),
@@ -75,11 +78,27 @@ def manifest(weights: tuple[str, ...]) -> Manifest:
     )
 
 
-def write_package(out: Path) -> Package:
+def _write_package(out: Path) -> Package:
     with PackageWriter(out) as writer:
-        blobs = [writer.add_blob([data[:100], data[100:]]) for data in WEIGHTS]
+        blobs = [writer.add_blob([data[:100], data[100:]]) for data in _WEIGHTS]
         writer.add_bytes("variants/cpu/model.onnx", b"graph bytes")
         writer.add_bytes("lib/linux-x86_64/libedgewright.so", b"\x7fELF library")
         writer.add_bytes("tokenizer/tokenizer.json", b"{}")
         writer.add_bytes("tokenizer/chat_template.jinja", b"{{ messages }}")
-        return writer.finish(manifest(tuple(blob.path for blob in blobs)))
+        return writer.finish(_manifest(tuple(blob.path for blob in blobs)))
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """As an exporter makes it: without the table of files, and so with no weights."""
+    return _manifest(())
+
+
+@pytest.fixture
+def write_package() -> Callable[[Path], Package]:
+    return _write_package
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Package:
+    return _write_package(tmp_path / "package")

@@ -1,0 +1,229 @@
+"""A package goes in; what a person, or a script, wants to know about it comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgewright.artifacts import strict_json
+from edgewright.artifacts.manifest import GenerationDefaults, Manifest, Option, Tokenizer, Variant
+from edgewright.artifacts.package import Package
+from edgewright.artifacts.strict_json import Json
+
+_LABEL_WIDTH = 12
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Per-token and fixed bytes of state are one row's, in the first variant; each has its own."""
+
+    name: str
+    manifest: Manifest
+    size_bytes: int
+    file_count: int
+
+    @property
+    def state_bytes_per_token(self) -> int:
+        return self.manifest.variants[0].states.bytes_per_token
+
+    @property
+    def state_bytes_fixed(self) -> int:
+        return self.manifest.variants[0].states.bytes_fixed
+
+    def weight_bytes(self, variant: Variant) -> int:
+        return sum(self.manifest.files[path].size for path in set(variant.weights))
+
+    def to_json(self) -> dict[str, Json]:
+        """What `inspect --json` prints. Keys are only ever added."""
+        model, manifest = self.manifest.model, self.manifest
+        return {
+            "kind": "package",
+            "name": self.name,
+            "format_version": manifest.version,
+            "architecture": model.architecture,
+            "parameters": model.parameters,
+            "bits_per_weight": model.bits_per_weight,
+            "weight_dtypes": [*model.weight_dtypes],
+            "layers": model.layers,
+            "hidden_size": model.hidden_size,
+            "vocab_size": model.vocab_size,
+            "max_context": model.max_context,
+            "size_bytes": self.size_bytes,
+            "files": self.file_count,
+            "state_bytes_per_token": self.state_bytes_per_token,
+            "state_bytes_fixed": self.state_bytes_fixed,
+            "variants": [self._variant_json(variant) for variant in manifest.variants],
+            "tokenizer": strict_json.encode(manifest.tokenizer),
+            "generation": strict_json.encode(manifest.generation),
+            "provenance": strict_json.encode(manifest.provenance),
+            "evidence": strict_json.encode(manifest.evidence),
+        }
+
+    def _variant_json(self, variant: Variant) -> Json:
+        return {
+            "name": variant.name,
+            "provider": variant.provider,
+            "weight_dtypes": [*variant.weight_dtypes],
+            "weight_bytes": self.weight_bytes(variant),
+            "compute_dtype": variant.compute_dtype,
+            "state_bytes_per_token": variant.states.bytes_per_token,
+            "state_bytes_fixed": variant.states.bytes_fixed,
+            "opset": variant.opset,
+            "ir_version": variant.ir_version,
+            "onnxruntime_min": variant.onnxruntime_min,
+            "libraries": [*sorted(variant.libraries)],
+        }
+
+
+def summarise(package: Package) -> Summary:
+    return Summary(
+        name=package.root.name,
+        manifest=package.manifest,
+        size_bytes=package.size_bytes,
+        file_count=len(package.entries) + 1,
+    )
+
+
+def render(summary: Summary) -> str:
+    """The summary as a person would want to read it, ending in a newline."""
+    manifest, model = summary.manifest, summary.manifest.model
+    lines = [
+        f"{summary.name}: {model.architecture}, {_count(model.parameters)} parameters, "
+        f"{model.bits_per_weight:.4g} bits per weight",
+        "",
+        _row("Model", _model_line(manifest)),
+        _row("Context", f"{model.max_context:,} tokens"),
+        _row("State", _state_line(manifest.variants[0], model.max_context)),
+        _row("Size", f"{size_text(summary.size_bytes)} in {summary.file_count:,} files"),
+        _row("Tokenizer", _tokenizer_line(manifest.tokenizer)),
+        _row("Generation", _generation_line(manifest.generation)),
+        "",
+    ]
+    for variant in manifest.variants:
+        lines += _variant_lines(variant, summary.weight_bytes(variant))
+    lines += ["", *_provenance_lines(manifest), _row("Evidence", _evidence_line(manifest))]
+    return "\n".join(lines) + "\n"
+
+
+def size_text(count: int) -> str:
+    """Bytes in decimal units, as disks and file managers count them."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{count:,} bytes" if unit == 0 else f"{value:.3g} {_UNITS[unit]}"
+
+
+def _count(count: int) -> str:
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:,}"
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<{_LABEL_WIDTH}}{text}"
+
+
+def _model_line(manifest: Manifest) -> str:
+    model = manifest.model
+    return (
+        f"{model.parameters:,} parameters in {', '.join(model.weight_dtypes)}; "
+        f"{_plural(model.layers, 'layer')}, hidden size {model.hidden_size:,}, "
+        f"vocabulary {model.vocab_size:,}"
+    )
+
+
+def _state_line(variant: Variant, max_context: int) -> str:
+    states = variant.states
+    if not states.specs:
+        return "none"
+    dtypes = ", ".join(sorted({spec.dtype for spec in states}))
+    parts = []
+    if states.bytes_per_token:
+        parts.append(f"{states.bytes_per_token:,} bytes per token")
+    if states.bytes_fixed:
+        parts.append(f"{states.bytes_fixed:,} bytes fixed")
+    full = states.bytes_fixed + max_context * states.bytes_per_token
+    return f"{' + '.join(parts)} ({dtypes}); {size_text(full)} at the full context"
+
+
+def _tokenizer_line(tokenizer: Tokenizer | None) -> str:
+    if tokenizer is None:
+        return "none: prompts must be token ids"
+    parts = [", ".join(path.rsplit("/", 1)[-1] for path in tokenizer.files)]
+    templates = sorted(tokenizer.chat_templates)
+    if templates:
+        parts.append(f"chat template{'s' * (len(templates) > 1)} {', '.join(templates)}")
+    shown = [f"{_key(k)} {_quoted(v)}" for k, v in sorted(tokenizer.special_tokens.items())]
+    return "; ".join(parts + ([", ".join(shown)] if shown else []))
+
+
+def _key(name: str) -> str:
+    return name.removesuffix("_token")
+
+
+def _quoted(text: str) -> str:
+    return text if text.isprintable() and " " not in text else json.dumps(text)
+
+
+def _generation_line(defaults: GenerationDefaults) -> str:
+    asked = {
+        "temperature": defaults.temperature,
+        "top_k": defaults.top_k,
+        "top_p": defaults.top_p,
+        "min_p": defaults.min_p,
+        "repetition_penalty": defaults.repetition_penalty,
+    }
+    settings = [f"{name} {value:g}" for name, value in asked.items() if value is not None]
+    manner = "sampled" if defaults.do_sample else "greedy"
+    ends = ", ".join(str(token) for token in defaults.eos_token_ids) or "nothing"
+    return f"{', '.join([manner, *settings])}; stops at {ends}"
+
+
+def _variant_lines(variant: Variant, weight_bytes: int) -> Iterator[str]:
+    provider = "" if variant.provider == variant.name else f" for {variant.provider}"
+    yield _row(
+        "Variant",
+        f"{variant.name}{provider}: weights {', '.join(variant.weight_dtypes)} "
+        f"({size_text(weight_bytes)}), arithmetic {variant.compute_dtype}",
+    )
+    libraries = ", ".join(sorted(variant.libraries)) or "none"
+    yield _row("", f"libraries for {libraries}")
+    yield _row(
+        "",
+        f"ONNX Runtime {variant.onnxruntime_min} or newer, opset {variant.opset}, "
+        f"IR {variant.ir_version}",
+    )
+
+
+def _provenance_lines(manifest: Manifest) -> Iterator[str]:
+    provenance = manifest.provenance
+    made = (
+        f"{provenance.checkpoint or 'a checkpoint'} (sha256 {provenance.checkpoint_sha256[:12]}…)"
+    )
+    yield _row("Made from", made)
+    yield _row("Made with", ", ".join(f"{k} {v}" for k, v in sorted(provenance.versions.items())))
+    options = [f"{name}={_option(value)}" for name, value in sorted(provenance.options.items())]
+    yield _row("Options", " ".join(options) or "none")
+
+
+def _option(value: Option) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _evidence_line(manifest: Manifest) -> str:
+    if not manifest.evidence:
+        return "none: run edgewright validate to measure it against its checkpoint"
+    return ", ".join(
+        f"{name} ({size_text(entry.size)})" for name, entry in sorted(manifest.evidence.items())
+    )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
