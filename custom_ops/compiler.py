@@ -1,4 +1,4 @@
-"""A target goes in; the op library for it, compiled by pip's zig and cached by content, comes out."""
+"""A target goes in; its op library comes out, compiled by pip's zig and cached by content."""
 
 from __future__ import annotations
 

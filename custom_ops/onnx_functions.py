@@ -1,4 +1,4 @@
-"""An op's name goes in; its function body in standard ops, ready for an onnx_ir model, comes out."""
+"""An op's name goes in; its function body in standard ops comes out, ready for an onnx_ir model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from edgewright.custom_ops import DOMAIN, OPS
 
 def function_for(name: str) -> ir.Function:
     """A fresh copy each time: a model owns the functions in it."""
-    spec = OPS[name]
-    module = import_module(f"edgewright.custom_ops.{spec.function}.body")
-    function = ir.serde.deserialize_function(getattr(module, name).to_function_proto())
-    for attribute in spec.attributes:
-        # onnxscript drops the attribute that no node reads, which a caller may still set.
-        if attribute.name not in function.attributes:
-            function.attributes[attribute.name] = ir.Attr(
-                attribute.name, ir.AttributeType[attribute.type.upper()], attribute.default
-            )
-    return function
+    module = import_module(f"edgewright.custom_ops.{OPS[name].function}.body")
+    return ir.serde.deserialize_function(getattr(module, name).to_function_proto())
 
 
 def attach_functions(model: ir.Model) -> bool:

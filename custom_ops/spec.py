@@ -1,4 +1,4 @@
-"""What an op is called, takes and gives: the one description that torch, ONNX and C++ are made from."""
+"""What an op is called, takes and gives: what its torch, ONNX and C++ sides are made from."""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ def reference(
     alpha: float,
     limit: float,
 ) -> Tensor:
-    tokens = x.reshape(-1, x.shape[-1])  # [T, H]
-    index = expert_index.reshape(len(tokens), -1)  # [T, k]
-    weight = expert_weight.reshape(len(tokens), -1)  # [T, k]
+    tokens = x.flatten(0, -2)  # [T, H]
+    choices = expert_index.shape[-1]
+    index = expert_index.reshape(len(tokens), choices)  # [T, k]
+    weight = expert_weight.reshape(len(tokens), choices)  # [T, k]
     result = torch.zeros_like(tokens)
     for expert in torch.unique(index).tolist():
         token, slot = torch.where(index == expert)
