@@ -1,0 +1,48 @@
+"""Rewrites of the canonical graph: what can be computed now is, and what only the tracer needed goes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnxscript.optimizer
+from onnx_ir.passes import common as standard
+
+# Folding reads its operands: above this size they are weights and stay where they are.
+_FOLD_LIMIT_BYTES = 4096
+
+
+def simplify(model: ir.Model) -> None:
+    """Ensures: no constant nodes, no duplicate or unused value, no trace of this machine's paths."""
+    onnxscript.optimizer.fold_constants(
+        model,
+        onnx_shape_inference=False,
+        input_size_limit=_FOLD_LIMIT_BYTES,
+        output_size_limit=_FOLD_LIMIT_BYTES,
+    )
+    passes: tuple[ir.passes.InPlacePass, ...] = (
+        standard.IdentityEliminationPass(),
+        standard.CommonSubexpressionEliminationPass(),
+        standard.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        standard.RemoveUnusedNodesPass(),
+        standard.TopologicalSortPass(),
+        standard.ClearMetadataAndDocStringPass(),
+    )
+    for rewrite in passes:
+        rewrite(model)
+    _share_small_initializers(model)
+    model.producer_name, model.producer_version = "edgewright", None
+    model.metadata_props.clear()
+
+
+def _share_small_initializers(model: ir.Model) -> None:
+    """Equal small constants become one, so that each is fed to its readers from one place."""
+    first: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes > _FOLD_LIMIT_BYTES:
+            continue
+        key = (tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
+        kept = first.setdefault(key, value)
+        if kept is not value:
+            ir.convenience.replace_all_uses_with(value, kept)
+            assert value.name is not None
+            del model.graph.initializers[value.name]

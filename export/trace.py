@@ -1,0 +1,121 @@
+"""A decoder on the meta device becomes the canonical graph: dynamic shapes, named states, no weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgewright.artifacts.states import StateLayout, StateSpec
+from edgewright.custom_ops.onnx_translation import translation_table
+from edgewright.export.graph import Graph
+from edgewright.model.decoder import Decoder
+
+OPSET = 23
+
+# Sizes of the example call. None is 0 or 1, which torch would take for constants, and no two
+# dimensions share one, so that a mix-up between them cannot pass unseen.
+_EXAMPLE = {"batch": 2, "seq": 3, "wanted": 5, "capacity": 7}
+
+
+def capture(decoder: Decoder) -> torch.export.ExportedProgram:
+    """torch's own graph of one call, with the batch, sequence and capacity left open."""
+    layout = decoder.layout
+    dims = {name: torch.export.Dim(name, min=1, max=2**31) for name in _EXAMPLE}
+    states = [_meta(*_state_sizes(spec), dtype=_torch_dtype(spec)) for spec in layout]
+    arguments = (
+        _meta(_EXAMPLE["batch"], _EXAMPLE["seq"]),
+        _meta(_EXAMPLE["batch"]),
+        _meta(_EXAMPLE["batch"]),
+        _meta(_EXAMPLE["batch"], _EXAMPLE["wanted"]),
+        states,
+    )
+    shapes = (
+        {0: dims["batch"], 1: dims["seq"]},
+        {0: dims["batch"]},
+        {0: dims["batch"]},
+        {0: dims["batch"], 1: dims["wanted"]},
+        [
+            {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+            for spec in layout
+        ],
+    )
+    with torch.no_grad(), _quiet():
+        return torch.export.export(decoder, arguments, dynamic_shapes=shapes, strict=False)
+
+
+def trace(decoder: Decoder) -> Graph:
+    return to_graph(capture(decoder), decoder.layout)
+
+
+def to_graph(program: torch.export.ExportedProgram, layout: StateLayout) -> Graph:
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=translation_table(),
+            optimize=False,
+            verbose=False,
+        )
+    if exported is None:
+        raise AssertionError("torch.onnx.export returned no program")
+    graph = Graph(exported.model, layout)
+    _name_boundary(graph)
+    return graph
+
+
+def _meta(*sizes: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def _state_sizes(spec: StateSpec) -> tuple[int, ...]:
+    return spec.resolve(_EXAMPLE["batch"], _EXAMPLE["capacity"])
+
+
+def _torch_dtype(spec: StateSpec) -> torch.dtype:
+    return {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}[spec.dtype]
+
+
+def _name_boundary(graph: Graph) -> None:
+    """Inputs, outputs and their dimensions get the contract's names."""
+    model_graph = graph.model.graph
+    batch_seq: dict[str, tuple[str, ...]] = {
+        "input_ids": ("batch", "seq"),
+        "start": ("batch",),
+        "length": ("batch",),
+        "logit_index": ("batch", "wanted"),
+    }
+    for value, name in zip(model_graph.inputs, graph.input_names, strict=True):
+        value.name = name
+        if name in batch_seq:
+            value.shape = ir.Shape(batch_seq[name])
+    for value, name in zip(model_graph.outputs, graph.output_names, strict=True):
+        value.name = name
+    logits = model_graph.outputs[0]
+    vocabulary = logits.shape[2] if logits.shape is not None else None
+    logits.shape = ir.Shape(("batch", "wanted", vocabulary))
+    states = len(graph.layout)
+    for values in (model_graph.inputs[-states:], model_graph.outputs[-states:]):
+        if states:
+            for value, spec in zip(values, graph.layout, strict=True):
+                value.shape = ir.Shape(spec.shape)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter talks on stdout, through warnings and through logging; errors still raise."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
