@@ -1,0 +1,36 @@
+"""Llama: grouped-query attention and a gated MLP, each behind its own RMS norm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgewright.model.config import LayerSpec, MlpSpec, ModelConfig
+from edgewright.model.config_reader import ConfigReader
+from edgewright.model.rope_config import read_rope
+from edgewright.model.sizes import read_rms_norm, read_sizes
+from edgewright.model.weights import TensorSource, Weights, dense_weights
+
+INERT_TENSORS: tuple[str, ...] = ()
+
+
+def read_config(reader: ConfigReader) -> ModelConfig:
+    sizes = read_sizes(reader, max_context=2048)
+    bias = reader.boolean("attention_bias", False)
+    mixer = replace(
+        sizes.attention,
+        rope=read_rope(reader, sizes.head_dim, sizes.max_context),
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    feed_forward = MlpSpec(
+        sizes.intermediate,
+        reader.activation("hidden_act", "silu"),
+        reader.boolean("mlp_bias", False),
+    )
+    layers = (LayerSpec(mixer, feed_forward),) * sizes.layers
+    tied = reader.boolean("tie_word_embeddings", False)
+    return sizes.model("llama", layers, read_rms_norm(reader), tied)
+
+
+def weights(source: TensorSource, config: ModelConfig) -> Weights:
+    return dense_weights(source, config)

@@ -1,0 +1,27 @@
+"""Call: what every layer of one forward call shares, worked out once from the graph's inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from edgewright.model.rope import Rope, RopeSpec
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    start: Tensor  # [batch] tokens already in the states
+    length: Tensor  # [batch] real tokens in this call
+    table: Tensor  # [batch, pages] where each row's cache pages lie; contiguous: its own row
+    rotations: dict[RopeSpec, tuple[Tensor, Tensor]]  # cos, sin [batch, seq, dim / 2]
+
+    @staticmethod
+    def prepare(input_ids: Tensor, start: Tensor, length: Tensor, ropes: list[Rope]) -> Call:
+        batch, seq = input_ids.shape
+        steps = torch.arange(seq, device=input_ids.device)
+        positions = start[:, None] + steps[None, :]
+        table = torch.arange(batch, device=input_ids.device)[:, None]
+        total = start + length
+        rotations = {rope.spec: rope(positions, total) for rope in ropes}
+        return Call(start, length, table, rotations)

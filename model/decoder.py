@@ -1,0 +1,109 @@
+"""The decoder: token ids and states in, logits and new states out; every architecture is one of these."""
+
+from __future__ import annotations
+
+import torch
+from edgewright.artifacts.states import StateLayout
+from edgewright.custom_ops.torch_ops import block_matmul
+from edgewright.model.call import Call
+from edgewright.model.config import LayerSpec, ModelConfig
+from edgewright.model.feed_forward import build_feed_forward
+from edgewright.model.linear import Linear
+from edgewright.model.mixers.attention import Attention
+from edgewright.model.normalisation import Norm
+from edgewright.model.rope import Rope
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Layer(nn.Module):
+    """One mixer and one feed-forward half, joined as the wiring says."""
+
+    def __init__(self, config: ModelConfig, spec: LayerSpec) -> None:
+        super().__init__()
+        self.wiring = spec.wiring
+        self.residual_scale = spec.residual_scale
+        self.mixer = Attention(config.hidden_size, spec.mixer)
+        self.feed_forward = build_feed_forward(config.hidden_size, spec.feed_forward)
+        if spec.wiring != "post":
+            self.mixer_norm = Norm(config.hidden_size, config.norm)
+        if spec.wiring in ("pre", "sandwich"):
+            self.feed_forward_norm = Norm(config.hidden_size, config.norm)
+        if spec.wiring in ("post", "sandwich"):
+            self.mixer_post_norm = Norm(config.hidden_size, config.norm)
+            self.feed_forward_post_norm = Norm(config.hidden_size, config.norm)
+
+    def forward(self, x: Tensor, call: Call, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        before, after = self.wiring != "post", self.wiring in ("post", "sandwich")
+        h = self.mixer_norm(x) if before else x
+        mixed, states = self.mixer(h, call, states)
+        if self.wiring == "parallel":
+            return x + _scaled(mixed + self.feed_forward(h), self.residual_scale), states
+        mixed = self.mixer_post_norm(mixed) if after else mixed
+        x = x + _scaled(mixed, self.residual_scale)
+        h = self.feed_forward(self.feed_forward_norm(x) if before else x)
+        h = self.feed_forward_post_norm(h) if after else h
+        return x + _scaled(h, self.residual_scale), states
+
+
+class Embedding(nn.Module):
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return functional.embedding(input_ids, self.weight).float()
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.ropes = nn.ModuleList(Rope(spec) for spec in config.ropes)
+        self.layers = nn.ModuleList(Layer(config, spec) for spec in config.layers)
+        self.norm = Norm(config.hidden_size, config.norm)
+        if not config.tied_head:
+            self.head = Linear(config.hidden_size, config.vocab_size, config.head_bias)
+
+    @property
+    def layout(self) -> StateLayout:
+        return StateLayout(
+            tuple(
+                state
+                for index, layer in enumerate(self.layers)
+                for state in layer.mixer.states(f"layers.{index}")
+            )
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,  # [batch, seq]
+        start: Tensor,  # [batch]
+        length: Tensor,  # [batch]
+        logit_index: Tensor,  # [batch, wanted]
+        states: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        call = Call.prepare(input_ids, start, length, list(self.ropes))
+        x = self.embedding(input_ids)
+        x = _scaled(x, self.config.embedding_scale)
+        after: list[Tensor] = []
+        for layer in self.layers:
+            count = len(layer.mixer.states(""))
+            taken = states[len(after) : len(after) + count]
+            x, new = layer(x, call, taken)
+            after += new
+        rows = logit_index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        return self._logits(self.norm(x.gather(1, rows))), after
+
+    def _logits(self, x: Tensor) -> Tensor:
+        config = self.config
+        logits = block_matmul(x, self.embedding.weight) if config.tied_head else self.head(x)
+        logits = _scaled(logits, config.logit_scale)
+        if config.logit_softcap:
+            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
+        return logits
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1.0 else x * scale

@@ -1,0 +1,83 @@
+"""A checkpoint directory becomes a config, a decoder on the meta device and the lazy tensors that fill it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from edgewright.artifacts.errors import CheckpointError
+from edgewright.model.architectures import find_architecture, load_config
+from edgewright.model.checkpoint import Checkpoint, open_checkpoint
+from edgewright.model.config import ModelConfig
+from edgewright.model.decoder import Decoder
+from edgewright.model.lazy import TORCH_DTYPES, constant
+from edgewright.model.weights import TensorSource, Weights
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LazyModel:
+    """A decoder without weights, and where each of its weights is to be read."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    decoder: Decoder
+    weights: Weights  # one for every parameter and buffer of the decoder
+
+    def materialise(self) -> Decoder:
+        """The same decoder with its weights in memory, ready to run."""
+        decoder = build_decoder(self.config)
+        for name, tensor in self.weights.items():
+            _assign(decoder, name, tensor.read())
+        return decoder.eval()
+
+
+def build_decoder(config: ModelConfig, device: str = "meta") -> Decoder:
+    with torch.device(device):
+        return Decoder(config)
+
+
+def open_model(
+    path: str | Path, *, cache_dtype: Literal["float32", "float16"] = "float32"
+) -> LazyModel:
+    """Read the config, match every tensor to a parameter, and read no weight."""
+    checkpoint = open_checkpoint(path)
+    config = load_config(checkpoint.config).with_cache(cache_dtype)
+    architecture = find_architecture(checkpoint.config)
+    decoder = build_decoder(config)
+    source = TensorSource(checkpoint.tensors)
+    weights = architecture.weights(source, config)
+    source.finish(architecture.INERT_TENSORS)
+    _match(decoder, weights)
+    for name, buffer in list(decoder.named_buffers()):
+        weights[name] = constant(buffer, name)
+        _assign(decoder, name, buffer.to("meta"))
+    return LazyModel(checkpoint, config, decoder.eval(), weights)
+
+
+def _match(decoder: Decoder, weights: Weights) -> None:
+    """Each parameter takes its tensor's dtype; a shape that differs is the checkpoint's mistake."""
+    parameters = dict(decoder.named_parameters())
+    if parameters.keys() != weights.keys():
+        odd = sorted(parameters.keys() ^ weights.keys())
+        raise AssertionError(f"the architecture's weight names do not match its decoder: {odd}")
+    for name, tensor in weights.items():
+        required = tuple(parameters[name].shape)
+        if tensor.shape != required:
+            raise CheckpointError(
+                f"tensor {tensor.name} has shape {list(tensor.shape)},"
+                f" config.json requires {list(required)}"
+            )
+        dtype = TORCH_DTYPES[tensor.dtype]
+        _assign(decoder, name, torch.empty(required, dtype=dtype, device="meta"))
+
+
+def _assign(decoder: Decoder, name: str, value: torch.Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = decoder.get_submodule(owner_name)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = value
+    else:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
