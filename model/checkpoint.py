@@ -80,7 +80,7 @@ class Checkpoint:
     generation_config: dict[str, Json] | None
     tensors: CheckpointTensors
     tokenizer_files: tuple[Path, ...]
-    # "sha256:..." over config.json and every shard's name, size and header. It reads no weights, so
+    # "sha256:..." over config.json and every shard's size and header. It reads no weights, so
     # it tells checkpoints apart but is no proof of their values.
     identity: str
     stored_bytes: int
@@ -94,6 +94,13 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Reads config.json and the headers; no tensor is read."""
     root = Path(path)
+    try:
+        return _open(root)
+    except OSError as error:  # a directory that may not be entered, a name too long, ...
+        raise CheckpointError(f"{root}: cannot be read: {error.strerror}") from None
+
+
+def _open(root: Path) -> Checkpoint:
     _check_is_checkpoint(root)
     config_path = root / "config.json"
     config_bytes = read_small_file(config_path, CONFIG_LIMIT_BYTES)
@@ -211,9 +218,5 @@ def _shard_name(value: Json, index_path: Path) -> str:
 def _identity(config: bytes, shards: list[SafetensorsFile]) -> str:
     digest = hashlib.sha256(hashlib.sha256(config).digest())
     for shard in shards:
-        digest.update(
-            f"{shard.path.name}\n{shard.size}\n{shard.header_sha256}\n".encode(
-                errors="surrogateescape"
-            )
-        )
+        digest.update(f"{shard.size} {shard.header_sha256}\n".encode())
     return f"sha256:{digest.hexdigest()}"

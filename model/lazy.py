@@ -26,6 +26,8 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 PIECE_BYTES = 16 << 20
+# What a gathering expression reads of its source at a time.
+_BAND_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,16 +185,22 @@ class _Strided(LazyTensor):
     inner: int
 
     def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        first, last = start // self.inner, -(-stop // self.inner)
-        if first == last:
+        if start == stop:
             return self.source.read_flat(0, 0)
+        first, last = start // self.inner, -(-stop // self.inner)
+        out = torch.empty((last - first, self.inner), dtype=TORCH_DTYPES[self.dtype])
+        band = max(1, _BAND_BYTES // (self.step * self.inner * out.element_size()))
+        for top in range(first, last, band):
+            end = min(top + band, last)
+            out[top - first : end - first] = self._rows(top, end)
+        return out.reshape(-1)[start - first * self.inner : stop - first * self.inner]
+
+    def _rows(self, first: int, last: int) -> torch.Tensor:
         # `step` divides the dimension, so row r is row `offset` of the r-th group of `step` rows,
         # whatever outer index it belongs to.
         begin = (first * self.step + self.offset) * self.inner
         end = ((last - 1) * self.step + self.offset + 1) * self.inner
-        spread = self.source.read_flat(begin, end).reshape(-1, self.inner)  # [rows * step, inner]
-        kept = spread[:: self.step].reshape(-1)
-        return kept[start - first * self.inner : stop - first * self.inner]
+        return self.source.read_flat(begin, end).reshape(-1, self.inner)[:: self.step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +247,7 @@ class _Transposed(LazyTensor):
         """[right - left, tall]: a matrix's columns, gathered from bands of its rows."""
         tall, wide = self.source.shape[-2:]
         out = torch.empty((right - left, tall), dtype=TORCH_DTYPES[self.dtype])
-        band = max(1, PIECE_BYTES // (wide * out.element_size()))
+        band = max(1, _BAND_BYTES // (wide * out.element_size()))
         for top in range(0, tall, band):
             end = min(top + band, tall)
             begin = matrix * tall * wide

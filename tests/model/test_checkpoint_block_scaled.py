@@ -36,6 +36,11 @@ def random_scales(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tens
     return scales.to(dtype)
 
 
+def fp8_of_transformers(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    converter = Fp8Dequantize(None)  # type: ignore[no-untyped-call]
+    return converter._dequantize_one(weight, scales, output_dtype=torch.float32)
+
+
 # weight shape, scale shape, weight_block_size
 FP8_SHAPES = [
     ((256, 384), (2, 3), [128, 128]),
@@ -64,8 +69,7 @@ def test_fp8_equals_transformers(
     if block is not None:
         expected = _dequantize_fp8_weight(weight, scales, block, torch.float32)
     else:
-        converter = Fp8Dequantize(None)
-        expected = converter._dequantize_one(weight, scales, output_dtype=torch.float32)
+        expected = fp8_of_transformers(weight, scales)
     opened = checkpoint(
         tmp_path,
         {"a.weight": weight, "a.weight_scale_inv": scales, "norm": torch.ones(3)},
@@ -109,7 +113,7 @@ def test_power_of_two_scales(tmp_path: Path, dtype: torch.dtype) -> None:
         weight_block_size=[1, 32],
         scale_fmt="ue8m0",
     )
-    expected = Fp8Dequantize(None)._dequantize_one(weight, scales, output_dtype=torch.float32)
+    expected = fp8_of_transformers(weight, scales)
     assert torch.equal(opened.tensors["a.weight"].read(), expected)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edgewright.artifacts.errors import CheckpointError
+from edgewright.model import lazy
 from edgewright.model.lazy import (
     TORCH_DTYPES,
     LazyTensor,
@@ -103,11 +104,15 @@ def case_empty() -> Case:
     return transpose_last_two(constant(torch.zeros(0, 3, 4))), torch.zeros(0, 4, 3)
 
 
+def case_strided_empty() -> Case:
+    return strided_rows(constant(torch.zeros(3, 4, 0)), 0, 2, dim=1), torch.zeros(3, 2, 0)
+
+
 def case_gpt_oss_gate() -> Case:
     """Saved [expert, in, 2 x out] with gate and up interleaved, wanted [expert, out, in]."""
     t = tensor(3, 5, 8, dtype=torch.bfloat16)
-    lazy = strided_rows(transpose_last_two(constant(t)), 0, 2, dim=-2)
-    return lazy, t.transpose(1, 2)[:, ::2]
+    gate = strided_rows(transpose_last_two(constant(t)), 0, 2, dim=-2)
+    return gate, t.transpose(1, 2)[:, ::2]
 
 
 def case_stack_of_rows() -> Case:
@@ -120,15 +125,15 @@ CASES = [value for name, value in list(globals().items()) if name.startswith("ca
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_expression_equals_torch(case: Callable[[], Case]) -> None:
-    lazy, expected = case()
+    found, expected = case()
     expected = expected.contiguous()
-    assert lazy.shape == tuple(expected.shape)
-    assert TORCH_DTYPES[lazy.dtype] == expected.dtype
-    assert lazy.nbytes == expected.numel() * expected.element_size()
-    assert torch.equal(lazy.read(), expected)
-    for start in range(lazy.numel + 1):
-        for stop in range(start, lazy.numel + 1):
-            flat = lazy.read_flat(start, stop)
+    assert found.shape == tuple(expected.shape)
+    assert TORCH_DTYPES[found.dtype] == expected.dtype
+    assert found.nbytes == expected.numel() * expected.element_size()
+    assert torch.equal(found.read(), expected)
+    for start in range(found.numel + 1):
+        for stop in range(start, found.numel + 1):
+            flat = found.read_flat(start, stop)
             assert torch.equal(flat, expected.reshape(-1)[start:stop])
             assert flat.dtype == expected.dtype
 
@@ -136,10 +141,20 @@ def test_expression_equals_torch(case: Callable[[], Case]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("limit", [1, 7, 24, 1 << 20])
 def test_pieces_are_the_bytes_in_order(case: Callable[[], Case], limit: int) -> None:
-    lazy, expected = case()
-    pieces = [bytes(piece) for piece in lazy.pieces(limit)]
+    found, expected = case()
+    pieces = [bytes(piece) for piece in found.pieces(limit)]
     assert b"".join(pieces) == bytes(expected.contiguous().reshape(-1).view(torch.uint8).numpy())
     assert all(len(piece) <= max(limit, expected.element_size()) for piece in pieces)
+
+
+def test_gathering_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources larger than one band, at every place a band can end."""
+    t = tensor(3, 7, 8)
+    for band in range(1, 7 * 8 * 4 * 2, 24):
+        monkeypatch.setattr(lazy, "_BAND_BYTES", band)
+        assert torch.equal(transpose_last_two(constant(t)).read(), t.transpose(1, 2))
+        assert torch.equal(strided_rows(constant(t), 1, 4, dim=-1).read(), t[..., 1::4])
+        assert torch.equal(strided_rows(constant(t), 0, 7, dim=-2).read(), t[:, ::7])
 
 
 def test_rows_are_read_alone() -> None:
