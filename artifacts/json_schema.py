@@ -88,11 +88,11 @@ def _keywords(rule: object, base_origin: object) -> Schema:
     if isinstance(rule, Range):
         return {"minimum": rule.minimum, "maximum": rule.maximum}
     if isinstance(rule, Text):
+        most_letters: Schema = {"maxLength": rule.limit}
+        if rule.pattern is None:
+            return most_letters
         # Not `$`, which in some languages lets one more newline pass.
-        whole: Schema = (
-            {} if rule.pattern is None else {"pattern": f"^(?:{rule.pattern})(?![\\s\\S])"}
-        )
-        return {"maxLength": rule.limit} | whole
+        return most_letters | {"pattern": f"^(?:{rule.pattern})(?![\\s\\S])"}
     assert isinstance(rule, Items)
     of_list = base_origin is tuple
     least, most = ("minItems", "maxItems") if of_list else ("minProperties", "maxProperties")

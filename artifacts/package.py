@@ -108,21 +108,29 @@ class Package:
         try:
             with claimed(self.root):
                 manifest = _read_manifest(self.root)  # another validate may have added to it
-                old = manifest.evidence.get(name)
+                before = manifest.evidence.get(name)
                 added = dict(manifest.evidence) | {name: Evidence(path, sha256, len(data))}
                 manifest = replace(manifest, evidence=added)
                 content = manifest.to_bytes()
                 Manifest.from_bytes(content)
                 _make_plain_folder(self.root, EVIDENCE_PREFIX.rstrip("/"))
-                _replace(self.root / path, data)
-                _replace(self.root / MANIFEST_NAME, content)
-                if old is not None and old.path != path:
-                    (self.root / old.path).unlink(missing_ok=True)
+                self._swap_evidence(path, data, content, before.path if before else None)
         except OSError as error:
             raise PackageError(
                 f"{self.root}: cannot store evidence {name!r}: {error.strerror}"
             ) from error
         return Package(self.root, manifest)
+
+    def _swap_evidence(self, path: str, data: bytes, manifest: bytes, before: str | None) -> None:
+        _replace(self.root / path, data)
+        try:
+            _replace(self.root / MANIFEST_NAME, manifest)
+        except OSError:
+            if before != path:
+                (self.root / path).unlink(missing_ok=True)
+            raise
+        if before is not None and before != path:
+            (self.root / before).unlink(missing_ok=True)
 
     def _locate(self, path: str) -> tuple[Path, FileEntry]:
         entry = self.entries.get(path)

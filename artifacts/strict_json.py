@@ -226,17 +226,17 @@ def _check(rule: object, value: Json, where: str) -> None:
 
 def _mismatch(kind: object, value: Json, where: str) -> _Refused:
     subject = where or "the document"
-    return _Refused(f"{subject} is {_shown(value)}; {expected(kind)} is required")
+    return _Refused(f"{subject} is {_shown(value)}; {_expected(kind)} is required")
 
 
-def expected(kind: object) -> str:
+def _expected(kind: object) -> str:
     """What a person would call a value of this kind."""
     origin = get_origin(kind)
     if origin is Annotated:
         base, rule = get_args(kind)
-        return rule.meaning if isinstance(rule, Text) else expected(base)
+        return rule.meaning if isinstance(rule, Text) else _expected(base)
     if origin in (Union, types.UnionType):
-        return " or ".join(expected(option) for option in get_args(kind))
+        return " or ".join(_expected(option) for option in get_args(kind))
     if origin is Literal:
         return " or ".join(json.dumps(option) for option in get_args(kind))
     if origin is tuple:

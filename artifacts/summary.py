@@ -12,7 +12,7 @@ from edgewright.artifacts.package import Package
 from edgewright.artifacts.strict_json import Json
 
 _LABEL_WIDTH = 12
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 @dataclass(frozen=True)
