@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from edgewright.artifacts.errors import SessionError
 from edgewright.runtime.sampling import Sampler, Sampling, keep_top_p
 

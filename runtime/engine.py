@@ -1,0 +1,217 @@
+"""A package's variant goes in; a graph that ONNX Runtime can run, weights mapped, comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgewright.artifacts import Package, trust
+from edgewright.artifacts.errors import PackageError, SessionError
+from edgewright.artifacts.manifest import Variant
+from edgewright.artifacts.states import StateLayout
+from edgewright.runtime.buffers import StateBuffers, check_layout
+from edgewright.runtime.host import default_threads, host_target
+from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
+
+Kernels = Literal["native", "portable"]
+
+# The order in which a variant is chosen when the caller names none.
+_EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_TOKEN_INPUTS = ("input_ids", "start", "length", "logit_index")
+_CONFIG = {
+    # Repacked weights would be private copies of what is mapped.
+    "session.disable_prepacking": "1",
+}
+# Folding would turn the mapped weights that a function body unpacks into private ones.
+_DISABLED_OPTIMIZERS = ["ConstantFolding"]
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def choose_variant(package: Package, provider: str | None) -> Variant:
+    """The first variant this runtime knows how to run, or the one for the provider asked for."""
+    variants = package.manifest.variants
+    wanted = tuple(_EXECUTION_PROVIDERS) if provider is None else (provider,)
+    for name in wanted:
+        for variant in variants:
+            if variant.provider == name and name in _EXECUTION_PROVIDERS:
+                return variant
+    has = ", ".join(sorted({variant.provider for variant in variants}))
+    raise SessionError(
+        f"no variant for {' or '.join(wanted)}; the package has {has}, and this runtime runs "
+        f"{', '.join(_EXECUTION_PROVIDERS)}"
+    )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Shared by a session and its forks: it holds weights and threads, but no state."""
+
+    session: OrtSession
+    layout: StateLayout
+    vocab_size: int
+    fingerprint: str
+    kernels: Kernels
+    threads: int
+    shrink_after: object
+
+    @classmethod
+    def open(cls, package: Package, variant: Variant, threads: int | None) -> Engine:
+        if set(variant.graphs) != {"step"}:
+            raise PackageError(f"variant {variant.name} has no step graph; this runtime needs one")
+        check_layout(variant.states)
+        graph = package.read_verified(variant.graphs["step"])
+        count = default_threads() if threads is None else threads
+        if count < 1:
+            raise SessionError(f"threads is {count}; at least 1 is required")
+        session, kernels = open_graph(package, variant, graph, count)
+        _check_interface(session, variant)
+        return cls(
+            session=session,
+            layout=variant.states,
+            vocab_size=package.manifest.model.vocab_size,
+            fingerprint=_fingerprint(graph, variant.states),
+            kernels=kernels,
+            threads=count,
+            shrink_after=_shrinking_run_options(load_onnxruntime()),
+        )
+
+    def bind(
+        self, tokens: tuple[Array, Array, Array, Array], logits: Array, buffers: StateBuffers
+    ) -> Binding:
+        """Everything bound to memory of ours; each state to the same memory in and out."""
+        binding = self.session.io_binding()
+        for name, array in zip(_TOKEN_INPUTS, tokens, strict=True):
+            binding.bind_ortvalue_input(name, wrap(array))
+        binding.bind_ortvalue_output("logits", wrap(logits))
+        for spec, value in zip(self.layout, buffers.values, strict=True):
+            binding.bind_ortvalue_input(spec.input_name, value)
+            binding.bind_ortvalue_output(spec.output_name, value)
+        return binding
+
+    def run(self, binding: Binding, shrink: bool = False) -> None:
+        """`shrink` gives a prefill's activations back to the system afterwards."""
+        try:
+            if shrink:
+                self.session.run_with_iobinding(binding, self.shrink_after)
+            else:
+                self.session.run_with_iobinding(binding)
+        except Exception as error:  # the binding raises its own types, and RuntimeError besides
+            raise SessionError(f"onnxruntime could not run the graph: {one_line(error)}") from error
+
+
+def open_graph(
+    package: Package, variant: Variant, graph: bytes, threads: int
+) -> tuple[OrtSession, Kernels]:
+    """The variant's graph, or one made from it, with the package's weights and kernels."""
+    ort = load_onnxruntime()
+    _check_release(ort.__version__, variant)
+    library = _trusted_library(package, variant)
+    return _open_session(ort, package, variant, graph, library, threads)
+
+
+def _check_release(found: str, variant: Variant) -> None:
+    def numbers(release: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", release)[:3])
+
+    if numbers(found) < numbers(variant.onnxruntime_min):
+        raise SessionError(
+            f"onnxruntime {found} is installed; variant {variant.name} needs "
+            f"{variant.onnxruntime_min} or newer: pip install -U onnxruntime"
+        )
+
+
+def _trusted_library(package: Package, variant: Variant) -> str | None:
+    """The op library for this machine, hashed, if this machine has reason to trust it."""
+    path = variant.libraries.get(host_target())
+    if path is None:
+        if variant.libraries:
+            has = ", ".join(variant.libraries)
+            _warn_once(f"no op library for {host_target()}, only for {has}: {_SLOWER}")
+        return None
+    verified = package.verified_path(path)
+    if not trust.is_trusted(package.manifest.files[path].sha256):
+        _warn_once(f"{path} was not built on this machine and is not loaded: {_SLOWER}")
+        return None
+    return str(verified)
+
+
+_SLOWER = "the function bodies run, slower and just as right"
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        _log.warning(message)
+
+
+def _open_session(
+    ort: Any, package: Package, variant: Variant, graph: bytes, library: str | None, threads: int
+) -> tuple[OrtSession, Kernels]:
+    options = _session_options(ort, package, threads)
+    kernels: Kernels = "portable"
+    if library is not None:
+        try:
+            options.register_custom_ops_library(library)
+            kernels = "native"
+        except Exception as error:
+            _warn_once(f"{library} cannot be loaded ({one_line(error)}): {_SLOWER}")
+            options = _session_options(ort, package, threads)
+    try:
+        session: OrtSession = ort.InferenceSession(
+            graph,
+            options,
+            providers=[_EXECUTION_PROVIDERS[variant.provider]],
+            disabled_optimizers=_DISABLED_OPTIMIZERS,
+            enable_fallback=0,  # a fallback prints, and tries the same thing again
+        )
+    except Exception as error:
+        path = variant.graphs["step"]
+        raise PackageError(f"{path}: onnxruntime cannot open it: {one_line(error)}") from error
+    return session, kernels
+
+
+def _session_options(ort: Any, package: Package, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # its errors reach the caller as ours
+    # A pattern is kept for every shape ever seen; prefill chunks come in many.
+    options.enable_mem_pattern = False
+    for key, value in _CONFIG.items():
+        options.add_session_config_entry(key, value)
+    # Opened from bytes, so that external data may lie anywhere below the package's root.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(package.root)
+    )
+    return options
+
+
+def _shrinking_run_options(ort: Any) -> object:
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def _check_interface(session: OrtSession, variant: Variant) -> None:
+    inputs = [*_TOKEN_INPUTS, *(spec.input_name for spec in variant.states)]
+    outputs = ["logits", *(spec.output_name for spec in variant.states)]
+    for what, found, required in (
+        ("inputs", [arg.name for arg in session.get_inputs()], inputs),
+        ("outputs", [arg.name for arg in session.get_outputs()], outputs),
+    ):
+        if set(found) != set(required):
+            odd = sorted(set(found) ^ set(required))
+            raise PackageError(
+                f"{variant.graphs['step']}: its {what} are not those of the manifest's states; "
+                f"these are in one only: {', '.join(odd[:6])}"
+            )
+
+
+def _fingerprint(graph: bytes, layout: StateLayout) -> str:
+    """The graph names its weights by content, so its bytes stand for the model."""
+    return hashlib.sha256(graph + repr(layout).encode()).hexdigest()

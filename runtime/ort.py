@@ -1,0 +1,79 @@
+"""The few things the runtime needs of ONNX Runtime, typed; its errors come out as one line."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewright.artifacts.errors import SessionError
+
+# Rows of weights and states start on a cache line, as vector loads like them.
+_ALIGNMENT = 64
+_MESSAGE_LIMIT = 400
+
+Array = NDArray[Any]
+
+
+class OrtValue(Protocol):
+    def data_ptr(self) -> int: ...
+
+
+class Binding(Protocol):
+    def bind_ortvalue_input(self, name: str, ortvalue: OrtValue) -> None: ...
+    def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None: ...
+    def get_outputs(self) -> Sequence[OrtValue]: ...
+
+
+class NodeArg(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int | str | None]: ...
+
+
+class OrtSession(Protocol):
+    def io_binding(self) -> Binding: ...
+    def run_with_iobinding(self, binding: Binding, run_options: object = None) -> None: ...
+    def run(self, output_names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]: ...
+    def get_inputs(self) -> Sequence[NodeArg]: ...
+    def get_outputs(self) -> Sequence[NodeArg]: ...
+
+
+def load_onnxruntime() -> Any:
+    """The module, whichever of its flavours is installed."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({one_line(error)})"
+        raise SessionError(
+            f"onnxruntime cannot be imported{reason}; install it with pip install 'edgewright[cpu]'"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """ONNX Runtime's messages run over many lines and name its own sources; keep what tells."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
+
+
+def zeros(shape: Sequence[int], dtype: str) -> Array:
+    """Aligned, zeroed, and only in memory once it is touched."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
+    offset = -raw.ctypes.data % _ALIGNMENT
+    return raw[offset : offset + size].view(kind).reshape(tuple(shape))
+
+
+def wrap(array: Array) -> OrtValue:
+    """An OrtValue over the array's own memory; it keeps the array alive."""
+    value: OrtValue = load_onnxruntime().OrtValue.ortvalue_from_numpy(array)
+    return value
