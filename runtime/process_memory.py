@@ -1,0 +1,71 @@
+"""This process goes in; its memory, and the bytes that a call reads through maps, come out."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc/self")
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)")
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """None where this system does not say."""
+
+    peak_bytes: int | None  # the most that was resident, mapped files included
+    private_bytes: int | None  # resident now and in no file
+
+    @classmethod
+    def read(cls) -> ProcessMemory:
+        status = _PROC / "status"
+        if not status.exists():
+            return cls(_peak_from_rusage(), None)
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return cls(_kilobytes(fields.get("VmHWM")), _kilobytes(fields.get("RssAnon")))
+
+
+def _kilobytes(field: str | None) -> int | None:
+    return None if field is None else int(field.split()[0]) * 1024
+
+
+def _peak_from_rusage() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes
+
+
+def bytes_read_through_maps(folder: Path, call: Callable[[], object]) -> int | None:
+    """How many bytes of the files mapped from `folder` one call reads, to the page.
+
+    The processor marks each page it reads in the page table; the marks are cleared, the call made,
+    and the marks counted. None where the system does not show them (it takes Linux).
+    """
+    clear = _PROC / "clear_refs"
+    if not clear.exists():
+        return None
+    call()  # faults the pages in: a fault brings in neighbours that nobody reads
+    try:
+        clear.write_text("1")
+        call()
+        return _referenced_bytes(os.path.realpath(folder) + os.sep)
+    except OSError:
+        return None  # a sandbox may forbid it
+
+
+def _referenced_bytes(prefix: str) -> int:
+    total, inside = 0, False
+    with (_PROC / "smaps").open() as lines:
+        for line in lines:
+            if mapping := _MAPPING.match(line):
+                inside = mapping[1].startswith(prefix)
+            elif inside and line.startswith("Referenced:"):
+                total += int(line.split()[1]) * 1024
+    return total
