@@ -14,8 +14,6 @@ StateDtype = Literal["float32", "float16", "int8"]
 Dim = Annotated[int, Range(1, (1 << 31) - 1)] | Literal["batch", "capacity"]
 
 _ELEMENT_BYTES: dict[StateDtype, int] = {"float32": 4, "float16": 2, "int8": 1}
-GROWTHS: tuple[Growth, ...] = ("append", "ring", "replace")
-UPDATES: tuple[Update, ...] = ("in_graph", "delta")
 
 
 @dataclass(frozen=True)

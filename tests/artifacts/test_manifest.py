@@ -16,6 +16,7 @@ from edgewright import artifacts
 from edgewright.artifacts import Evidence, FileEntry, Manifest, Package, StateSpec
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.json_schema import manifest_schema, schema_bytes
+from edgewright.artifacts.manifest import GraphRole
 
 GOLDEN = Path(__file__).with_name("golden_manifest.json")
 SCHEMA = Path(next(iter(artifacts.__path__))) / "manifest.schema.json"
@@ -192,7 +193,7 @@ def test_what_is_absent_is_written_as_null_and_read_again(package: Package) -> N
 
 def test_two_variants_share_blobs_and_split_their_graphs(package: Package) -> None:
     first = package.manifest.variants[0]
-    graphs = {"prefill": GRAPH, "decode": GRAPH}
+    graphs: dict[GraphRole, str] = {"prefill": GRAPH, "decode": GRAPH}
     second = replace(first, name="qnn-sm8650", provider="qnn:sm8650", graphs=graphs)
     manifest = replace(package.manifest, variants=(first, second))
     assert Manifest.from_bytes(manifest.to_bytes()).variant("qnn-sm8650") == second

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from edgewright.artifacts import Manifest, Package, PackageWriter, siblings
-from edgewright.artifacts.claims import Claim
+from edgewright.artifacts.claims import Claim, claim
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.siblings import sweep
 
@@ -352,7 +352,7 @@ def test_directory_that_another_sweeps_at_once_is_made_anew(
     tmp_path: Path, write_package: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweeper may come between the making of a directory and its claim, before or after."""
-    real, taken = siblings.claim, 0
+    real, taken = claim, 0
 
     def late(directory: Path, wait: bool = False) -> Claim | None:
         nonlocal taken

@@ -41,7 +41,9 @@ def test_the_keys(package: Package) -> None:
     assert document["state_bytes_per_token"] == 256
     assert document["state_bytes_fixed"] == 96
     assert document["size_bytes"] == package.size_bytes
-    (variant,) = document["variants"] if isinstance(document["variants"], list) else ()
+    variants = document["variants"]
+    assert isinstance(variants, list)
+    (variant,) = variants
     assert isinstance(variant, dict)
     assert variant["weight_bytes"] == 6096
     assert variant["libraries"] == ["linux-x86_64"]
