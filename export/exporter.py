@@ -1,4 +1,4 @@
-"""export_checkpoint: a checkpoint directory in, a package out, with no weight ever whole in memory."""
+"""A checkpoint directory in, a package out, and no weight ever whole in memory."""
 
 from __future__ import annotations
 

@@ -38,9 +38,7 @@ def _token_ids(value: Json, key: str) -> tuple[int, ...]:
     listed = value if isinstance(value, list) else [] if value is None else [value]
     ids = [item for item in listed if type(item) is int]
     if len(ids) != len(listed):
-        raise CheckpointError(
-            f"'{key}' is {str(value)[:60]}; a token id or a list of them is needed"
-        )
+        raise CheckpointError(f"'{key}' is {str(value)[:60]}; one or more token ids are needed")
     return tuple(item for item in ids if item >= 0)
 
 

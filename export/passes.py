@@ -1,4 +1,4 @@
-"""Rewrites of the canonical graph: what can be computed now is, and what only the tracer needed goes."""
+"""Rewrites of the canonical graph: what can be computed now is; what the tracer needed goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FOLD_LIMIT_BYTES = 4096
 
 
 def simplify(model: ir.Model) -> None:
-    """Ensures: no constant nodes, no duplicate or unused value, no trace of this machine's paths."""
+    """Ensures: no constant node, no duplicate or unused value, and no path of this machine."""
     onnxscript.optimizer.fold_constants(
         model,
         onnx_shape_inference=False,

@@ -1,4 +1,4 @@
-"""Proof that no graph reads a state after overwriting it: its input and output are the same memory."""
+"""Proof that no graph reads a state after overwriting it: input and output are the same memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _prove(nodes: Iterable[ir.Node], name: str, past: ir.Value, present: ir.Valu
             continue
         if any(value is past for value in _reads(reader)):
             raise ExportError(
-                f"state {name}: {_described(reader)} may read it after {_described(writer)} wrote it"
+                f"state {name}: {_described(reader)} may read it after {_described(writer)} writes"
             )
 
 

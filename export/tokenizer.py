@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer and chat templates go into the package, as transformers itself reads them."""
+"""A checkpoint's tokenizer and chat templates go into the package, as transformers reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Found:
 def write_tokenizer(
     checkpoint: Checkpoint, writer: PackageWriter, warn: Callable[[str], None]
 ) -> Tokenizer | None:
-    """None where the checkpoint has none, or none that the runtime could read: only text is lost."""
+    """None where the checkpoint has none, or none that the runtime can read: only text is lost."""
     if not checkpoint.tokenizer_files:
         warn("the checkpoint has no tokenizer: the package will take token ids, not text")
         return None
@@ -51,7 +51,7 @@ def write_tokenizer(
 
 
 def _read(path: Path, warn: Callable[[str], None]) -> _Found | None:
-    """transformers knows what each tokenizer class adds to its file; without it the file must do."""
+    """transformers knows what a tokenizer class adds to its file; without it the file must do."""
     try:
         return _through_transformers(path)
     except ImportError:

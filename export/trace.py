@@ -1,4 +1,4 @@
-"""A decoder on the meta device becomes the canonical graph: dynamic shapes, named states, no weights."""
+"""A decoder on the meta device becomes the canonical graph: dynamic, states named, no weights."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _name_boundary(graph: Graph) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter talks on stdout, through warnings and through logging; errors still raise."""
+    """torch's exporter talks on stdout, in warnings and in logs; its errors still raise."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Initializers become blobs: lazy tensors are written once, piece by piece, and the graph points at them."""
+"""Initializers become blobs: each lazy tensor is written once, in pieces, and pointed at."""
 
 from __future__ import annotations
 

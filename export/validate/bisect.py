@@ -1,0 +1,249 @@
+"""Every value of the graph beside PyTorch's: the first that differs names the layer and the op."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch.fx.interpreter import Interpreter
+from torch.fx.node import Node, map_aggregate
+
+from edgewright.artifacts import Package
+from edgewright.artifacts.errors import PackageError
+from edgewright.artifacts.manifest import Variant
+from edgewright.artifacts.states import StateLayout
+from edgewright.export.trace import capture
+from edgewright.export.validate.metrics import scaled_error
+from edgewright.export.validate.report import Culprit, LayerCheck
+from edgewright.model.lazy import LazyTensor
+from edgewright.model.loading import LazyModel
+from edgewright.runtime.engine import open_graph
+from edgewright.runtime.host import default_threads
+
+Array = NDArray[Any]
+_LAYER = re.compile(r"layers\.\d+")
+
+
+@dataclass(frozen=True)
+class _Compared:
+    layer: str
+    op: str
+    node: str
+    weights: tuple[str, ...]
+    error: float
+
+
+def compare_values(
+    package: Package,
+    variant: Variant,
+    model: LazyModel,
+    ids: Sequence[int],
+    chunks: Sequence[int],
+    schedule: str,
+    tolerance: float,
+) -> tuple[Culprit | None, tuple[LayerCheck, ...]]:
+    """Feed both graphs in these chunks and compare after each; stop at the call that differs."""
+    graph = _Instrumented(package, variant)
+    twin = _TorchTwin(model)
+    checks: tuple[LayerCheck, ...] = ()
+    start = 0
+    states = {spec.name: spec for spec in variant.states}
+    packaged = {
+        name: _empty(spec.resolve(1, len(ids)), spec.dtype) for name, spec in states.items()
+    }
+    expected = {name: value.copy() for name, value in packaged.items()}
+    for width in chunks:
+        tokens = np.array([ids[start : start + width]], dtype=np.int64)
+        found = graph.run(tokens, start, packaged)
+        wanted = twin.run(tokens, start, expected)
+        compared = [
+            _compare(graph, name, found[name], value)
+            for name, value in wanted.items()
+            if name in found
+        ]
+        checks = _by_layer(compared)
+        wrong = next((each for each in compared if each.error > tolerance), None)
+        if wrong is not None:
+            return Culprit(
+                wrong.layer, wrong.op, wrong.node, wrong.weights, schedule, wrong.error
+            ), checks
+        start += width
+    return None, checks
+
+
+def _empty(shape: tuple[int, ...], dtype: str) -> Array:
+    return np.zeros(shape, dtype=dtype)
+
+
+def _compare(graph: _Instrumented, name: str, found: Array, wanted: Array) -> _Compared:
+    node = graph.producers[name]
+    weights = tuple(
+        value.name
+        for value in node.inputs
+        if value is not None and value.name is not None and _is_matrix(value)
+    )
+    same_shape = found.shape == wanted.shape
+    error = scaled_error(found, wanted) if same_shape else float("inf")
+    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return _Compared(graph.layer_of[name], op, name, weights, error)
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    return value.is_initializer() and value.shape is not None and len(value.shape) > 1
+
+
+def _by_layer(compared: Sequence[_Compared]) -> tuple[LayerCheck, ...]:
+    layers: dict[str, list[_Compared]] = {}
+    for each in compared:
+        layers.setdefault(each.layer, []).append(each)
+    checks = []
+    for layer, members in layers.items():
+        worst = max(members, key=lambda each: each.error)
+        checks.append(LayerCheck(layer, len(members), f"{worst.op} ({worst.node})", worst.error))
+    return tuple(checks)
+
+
+class _Instrumented:
+    """The package's own graph and kernels, giving every float value it computes."""
+
+    def __init__(self, package: Package, variant: Variant) -> None:
+        data = package.read_verified(variant.graphs["step"])
+        model = ir.serde.deserialize_model(_parse(data))
+        graph = model.graph
+        self.layout = variant.states
+        self.producers: dict[str, ir.Node] = {}
+        given = {value.name for value in graph.outputs}
+        for node in graph:
+            for value in node.outputs:
+                if value.name is None or value.dtype not in _FLOATS:
+                    continue
+                self.producers[value.name] = node
+                if value.name not in given:
+                    graph.outputs.append(value)
+        self.layer_of = _layers(graph)
+        extended = ir.serde.serialize_model(model).SerializeToString()
+        self.session, _ = open_graph(package, variant, extended, default_threads())
+        self.names = [value.name for value in graph.outputs if value.name is not None]
+
+    def run(self, tokens: Array, start: int, states: dict[str, Array]) -> dict[str, Array]:
+        """All values of one call. The new states replace the old in `states`."""
+        count = tokens.shape[1]
+        feeds = {
+            "input_ids": tokens,
+            "start": np.array([start], dtype=np.int64),
+            "length": np.array([count], dtype=np.int64),
+            "logit_index": np.arange(count, dtype=np.int64)[None],
+        }
+        feeds |= {spec.input_name: states[spec.name] for spec in self.layout}
+        values = dict(zip(self.names, self.session.run(self.names, feeds), strict=True))
+        for spec in self.layout:
+            states[spec.name] = values[spec.output_name]
+        return values
+
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def _parse(data: bytes) -> Any:
+    import onnx
+
+    try:
+        return onnx.ModelProto.FromString(data)
+    except Exception as error:  # protobuf's own decoding errors
+        raise PackageError(f"the graph cannot be parsed: {error}") from error
+
+
+def _layers(graph: ir.Graph) -> dict[str, str]:
+    """The layer of each value: that of the nearest weights or states before it in the graph."""
+    layers: dict[str, str] = {}
+    current = ""
+    for node in graph:
+        names = [value.name or "" for value in (*node.inputs, *node.outputs) if value is not None]
+        own = [match.group() for name in names if (match := _LAYER.search(name))]
+        if node.op_type == "Shape":  # any state tells the batch
+            own = []
+        # Shared constants are named for the layer that first had them: later layers win.
+        if own:
+            current = max(own, key=lambda layer: int(layer.split(".")[1]))
+        elif any(name.startswith(("norm.", "head.")) for name in names):
+            current = ""
+        for value in node.outputs:
+            if value.name is not None:
+                layers[value.name] = current
+    return layers
+
+
+class _TorchTwin:
+    """The decoder as torch captured it, run node by node with each weight read when it is used."""
+
+    def __init__(self, model: LazyModel) -> None:
+        self.layout: StateLayout = model.decoder.layout
+        self.program = capture(model.decoder)
+        signature = self.program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.weights: Mapping[str, LazyTensor] = {
+            placeholder: model.weights[name] for placeholder, name in named.items()
+        }
+        outputs = list(signature.user_outputs)
+        self.renamed = dict(
+            zip(outputs, ["logits", *(spec.output_name for spec in self.layout)], strict=True)
+        )
+
+    def run(self, tokens: Array, start: int, states: dict[str, Array]) -> dict[str, Array]:
+        count = tokens.shape[1]
+        given = iter(
+            [
+                torch.from_numpy(tokens),
+                torch.tensor([start]),
+                torch.tensor([count]),
+                torch.arange(count)[None],
+                *(torch.from_numpy(states[spec.name]) for spec in self.layout),
+            ]
+        )
+        inputs = [
+            self.weights[node.name] if node.name in self.weights else next(given)
+            for node in self.program.graph.nodes
+            if node.op == "placeholder"
+        ]
+        recorder = _Recorder(self.program.graph_module)
+        with torch.no_grad():
+            recorder.run(*inputs)
+        values = {self.renamed.get(name, name): value for name, value in recorder.values.items()}
+        for spec in self.layout:
+            states[spec.name] = values[spec.output_name]
+        return values
+
+
+class _Recorder(Interpreter):
+    """Keeps every float value, under the name that the ONNX graph has for it too."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.values: dict[str, Array] = {}
+
+    def run_node(self, node: Node) -> Any:
+        result = super().run_node(node)
+        floats = (torch.float32, torch.float16)
+        if (
+            node.op == "call_function"
+            and isinstance(result, torch.Tensor)
+            and result.dtype in floats
+        ):
+            self.values[node.name] = result.numpy()
+        return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = map_aggregate(args, _read), dict(map_aggregate(kwargs, _read))
+        if "device" in kwargs:  # traced on the meta device
+            kwargs["device"] = torch.device("cpu")
+        return super().call_function(target, args, kwargs)
+
+
+def _read(value: Any) -> Any:
+    return value.read() if isinstance(value, LazyTensor) else value

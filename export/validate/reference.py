@@ -1,0 +1,99 @@
+"""The reference: PyTorch's logits for a whole prompt at once, in float32, without a cache."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from edgewright.artifacts.errors import CheckpointError
+from edgewright.export.validate.metrics import Logits
+from edgewright.model.loading import LazyModel
+
+
+class Reference(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
+        """Of every token [len(ids), vocab]; cached where `chunks` are more than one."""
+        ...
+
+
+class TransformersReference:
+    """transformers' own modelling code, which nobody here wrote."""
+
+    def __init__(self, path: Path) -> None:
+        import transformers
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as transformers_logging
+
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+            ).eval()
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            transformers_logging.enable_progress_bar()
+        self.name = f"transformers {transformers.__version__} {type(self._model).__name__}"
+
+    def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
+        parts, start, past = [], 0, None
+        for width in chunks:
+            with torch.no_grad():
+                output = self._model(
+                    torch.tensor([ids[start : start + width]]),
+                    past_key_values=past,
+                    use_cache=len(chunks) > 1,
+                )
+            past = getattr(output, "past_key_values", None)
+            parts.append(output.logits[0].float().numpy())
+            start += width
+        return np.concatenate(parts)
+
+
+class OwnReference:
+    """Our own modules, where transformers is not installed: it shows the export, not the model."""
+
+    name = "edgewright's own PyTorch model"
+
+    def __init__(self, model: LazyModel) -> None:
+        self._decoder = model.materialise()
+
+    def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
+        states = [torch.zeros(spec.resolve(1, len(ids))) for spec in self._decoder.layout]
+        parts, start = [], 0
+        for width in chunks:
+            with torch.no_grad():
+                logits, states = self._decoder(
+                    torch.tensor([ids[start : start + width]]),
+                    torch.tensor([start]),
+                    torch.tensor([width]),
+                    torch.arange(width)[None],
+                    states,
+                )
+            parts.append(logits[0].numpy())
+            start += width
+        return np.concatenate(parts)
+
+
+def open_reference(path: Path, model: LazyModel) -> Reference:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        return OwnReference(model)
+    try:
+        return TransformersReference(path)
+    except Exception as error:  # transformers raises whatever its model code raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"{path}: transformers cannot load it: {reason[:300]}") from error

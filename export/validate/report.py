@@ -1,0 +1,122 @@
+"""Report: what validation measured, for people, for scripts and for the package's evidence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from edgewright.export.validate.metrics import Difference
+
+
+@dataclass(frozen=True)
+class LogitCheck:
+    """One prompt run one way; `schedule` names how its tokens were fed."""
+
+    prompt_tokens: int
+    schedule: str
+    difference: Difference
+    passed: bool
+
+
+@dataclass(frozen=True)
+class GreedyCheck:
+    """`first_difference` is None where every token is the reference's."""
+
+    prompt_tokens: int
+    new_tokens: int
+    first_difference: int | None
+
+    @property
+    def passed(self) -> bool:
+        return self.first_difference is None
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The first value, in the order of the graph, that is not what PyTorch computes."""
+
+    layer: str
+    op: str
+    node: str
+    weights: tuple[str, ...]
+    schedule: str
+    error: float
+
+    def describe(self) -> str:
+        reads = f", which reads {', '.join(self.weights)}" if self.weights else ""
+        return (
+            f"first difference in {self.layer or 'the model'}: {self.op} (node {self.node}{reads}),"
+            f" error {self.error:.3g}, fed {self.schedule}"
+        )
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    layer: str
+    ops: int
+    worst_op: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Report:
+    package: str
+    variant: str
+    kernels: str
+    reference: str
+    tolerance: float
+    logits: tuple[LogitCheck, ...]
+    greedy: tuple[GreedyCheck, ...]
+    layers: tuple[LayerCheck, ...] = ()
+    culprit: Culprit | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in (*self.logits, *self.greedy))
+
+    @property
+    def worst(self) -> LogitCheck:
+        return max(self.logits, key=lambda check: check.difference.error)
+
+    def to_json(self) -> str:
+        values = {"passed": self.passed, "max_error": self.worst.difference.error, **asdict(self)}
+        for shown, check in zip(values["greedy"], self.greedy, strict=True):
+            shown["passed"] = check.passed
+        return json.dumps(values, indent=2) + "\n"
+
+    def render(self) -> str:
+        lines = [
+            f"{self.package}, variant {self.variant}, {self.kernels} kernels",
+            f"against {self.reference}, tolerance {self.tolerance:g}"
+            " (largest difference / max(1, std of the logits))",
+            "",
+            f"  {'prompt':>6}  {'fed':<16}{'error':>10}{'max':>10}{'mean':>10}{'KL':>10}  top-1",
+        ]
+        for check in self.logits:
+            d = check.difference
+            lines.append(
+                f"  {check.prompt_tokens:>6}  {check.schedule:<16}{d.error:>10.2e}"
+                f"{d.max_abs:>10.2e}{d.mean_abs:>10.2e}{d.kl:>10.2e}  {d.top1:6.1%}"
+                f"{'' if check.passed else '  FAILED'}"
+            )
+        lines.append("")
+        for greedy in self.greedy:
+            verdict = (
+                "equal"
+                if greedy.passed
+                else f"FAILED: token {greedy.first_difference} is not the reference's"
+            )
+            lines.append(
+                f"  greedy: {greedy.new_tokens} tokens after {greedy.prompt_tokens}: {verdict}"
+            )
+        if self.layers:
+            lines += ["", "  layer by layer (worst op of each):"]
+            lines += [
+                f"  {check.layer or 'model':<12} {check.ops:>4} ops  {check.error:>9.2e}"
+                f"  {check.worst_op}"
+                for check in self.layers
+            ]
+        if self.culprit is not None:
+            lines += ["", self.culprit.describe()]
+        lines += ["", "passed" if self.passed else "FAILED"]
+        return "\n".join(lines)

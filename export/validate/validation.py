@@ -1,0 +1,208 @@
+"""A package and its checkpoint in, a Report out; the package runs as a user would run it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgewright.artifacts import Package
+from edgewright.artifacts.errors import PackageError
+from edgewright.artifacts.manifest import Variant
+from edgewright.export.validate.bisect import compare_values
+from edgewright.export.validate.metrics import Difference, Logits
+from edgewright.export.validate.reference import Reference, open_reference
+from edgewright.export.validate.report import Culprit, GreedyCheck, LayerCheck, LogitCheck, Report
+from edgewright.model.loading import LazyModel, open_model
+from edgewright.runtime import Session
+
+TOLERANCE = 1e-4
+# A float16 cache rounds what attention reads, which is the error that was asked for.
+ROUNDED_TOLERANCE = 1e-2
+
+PROMPT_TOKENS = (1, 17, 300)
+GREEDY_TOKENS = 64
+_CHUNK = 7
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A way to feed the same tokens; whatever it is, the logits must come out the same."""
+
+    name: str
+    chunks: tuple[int, ...]
+    first: int  # the position from which its logits are compared
+    run: Callable[[Session, list[int]], Logits]
+
+
+def validate(
+    package_path: str | Path,
+    checkpoint_path: str | Path,
+    *,
+    provider: str | None = None,
+    prompt_tokens: Sequence[int] = PROMPT_TOKENS,
+    greedy_tokens: int = GREEDY_TOKENS,
+    layers: bool = False,
+    seed: int = 0,
+    store: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare logits, top-1 and greedy tokens; where they differ, or when `layers` is asked for,
+    compare every value of the graph. The report goes into the package's evidence if `store`."""
+    tell = progress or (lambda *_: None)
+    package = Package.open(package_path)
+    session = Session.open(package_path, provider=provider)
+    variant = package.manifest.variant(session.variant_name)
+    model = open_model(checkpoint_path, cache_dtype=_cache_dtype(variant))
+    _check_same_model(package, model)
+    tell("loading the reference", 0, 1)
+    reference = open_reference(Path(checkpoint_path), model)
+    tolerance = TOLERANCE if _cache_dtype(variant) == "float32" else ROUNDED_TOLERANCE
+    prompts = _prompts(session, prompt_tokens, seed)
+    logits = tuple(_check_logits(session, model, reference, prompts, tolerance, tell))
+    greedy = (_check_greedy(session, model, reference, prompts[-1], greedy_tokens),)
+    culprit, checks = _examine(package, variant, model, logits, greedy, prompts, tolerance, layers)
+    report = Report(
+        package=package.root.name,
+        variant=variant.name,
+        kernels=session.kernels,
+        reference=reference.name,
+        tolerance=tolerance,
+        logits=logits,
+        greedy=greedy,
+        layers=checks,
+        culprit=culprit,
+    )
+    if store:
+        package.add_evidence(variant.name, report.to_json().encode())
+    return report
+
+
+def _cache_dtype(variant: Variant) -> str:
+    return "float16" if any(spec.dtype == "float16" for spec in variant.states) else "float32"
+
+
+def _check_same_model(package: Package, model: LazyModel) -> None:
+    info, config = package.manifest.model, model.config
+    described = (info.architecture, info.vocab_size, info.layers, info.hidden_size)
+    found = (config.architecture, config.vocab_size, len(config.layers), config.hidden_size)
+    if described != found:
+        raise PackageError(
+            f"{package.root.name} was made from another model: {described} (architecture,"
+            f" vocabulary, layers, hidden size), the checkpoint is {found}"
+        )
+
+
+def _prompts(session: Session, lengths: Sequence[int], seed: int) -> list[list[int]]:
+    """Random tokens; lengths are cut to what the context holds with a token to spare."""
+    fitting = sorted({max(1, min(length, session.context_limit - 1)) for length in lengths})
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, session.vocab_size, length).tolist() for length in fitting]
+
+
+def schedules(count: int) -> list[Schedule]:
+    whole = Schedule("at once", (count,), 0, lambda s, ids: s.logits(ids, chunk=len(ids)))
+    if count == 1:
+        return [whole]
+    sevens = tuple(min(_CHUNK, count - start) for start in range(0, count, _CHUNK))
+    half = count // 2
+    return [
+        whole,
+        Schedule("in sevens", sevens, 0, lambda s, ids: s.logits(ids, chunk=_CHUNK)),
+        Schedule("token by token", (1,) * count, 0, _one_by_one),
+        Schedule("resumed", (half, *(1,) * (count - half)), half, _resumed),
+        Schedule("in a batch", (count,), count - 1, _batched),
+    ]
+
+
+def _one_by_one(session: Session, ids: list[int]) -> Logits:
+    session.reset()
+    first = session.prefill([ids[:1]])
+    return np.concatenate([first, *(session.decode([token]) for token in ids[1:])])
+
+
+def _resumed(session: Session, ids: list[int]) -> Logits:
+    half = len(ids) // 2
+    session.reset()
+    session.prefill([ids[:half]])
+    state = session.snapshot()
+    session.decode([ids[0]])  # what happens after a snapshot must not reach it
+    session.reset()
+    session.resume(state)
+    return np.concatenate([session.decode([token]) for token in ids[half:]])
+
+
+def _batched(session: Session, ids: list[int]) -> Logits:
+    """Beside a row of another length, so that padding is there to do harm."""
+    twin = session.fork()
+    twin.reset()
+    return twin.prefill([ids, ids[: max(1, len(ids) // 3)]])[:1]
+
+
+def _expected(
+    model: LazyModel, reference: Reference, ids: list[int], chunks: Sequence[int]
+) -> Logits:
+    """One uncached forward, but where the rotation depends on how long the context is so far:
+    there PyTorch differs from itself, so its cached run in the same chunks is the reference."""
+    moving = [rope for rope in model.config.ropes if rope.kind != "fixed"]
+    if any(len(ids) > rope.switch_length for rope in moving):
+        return reference.logits(ids, tuple(chunks))
+    return reference.logits(ids, (len(ids),))
+
+
+def _check_logits(
+    session: Session,
+    model: LazyModel,
+    reference: Reference,
+    prompts: list[list[int]],
+    tolerance: float,
+    tell: Progress,
+) -> Iterator[LogitCheck]:
+    plan = [(ids, schedule) for ids in prompts for schedule in schedules(len(ids))]
+    for done, (ids, schedule) in enumerate(plan):
+        tell("comparing logits", done, len(plan))
+        expected = _expected(model, reference, ids, schedule.chunks)[schedule.first :]
+        difference = Difference.between(schedule.run(session, ids), expected)
+        yield LogitCheck(len(ids), schedule.name, difference, difference.error <= tolerance)
+
+
+def _check_greedy(
+    session: Session, model: LazyModel, reference: Reference, prompt: list[int], count: int
+) -> GreedyCheck:
+    """The package's greedy tokens, fed to the reference, are each what it would have chosen."""
+    prompt = prompt[: max(1, session.context_limit - count)]
+    count = min(count, session.context_limit - len(prompt))
+    tokens = session.generate(prompt, max_new_tokens=count, stop_ids=())
+    flat = [token for token in tokens if isinstance(token, int)]
+    chunks = (len(prompt), *(1,) * (count - 1))
+    ids = prompt + flat[:-1]
+    chosen = _expected(model, reference, ids, chunks)[len(prompt) - 1 :].argmax(-1).tolist()
+    pairs = itertools.zip_longest(flat, chosen)
+    wrong = (index for index, (found, wanted) in enumerate(pairs) if found != wanted)
+    return GreedyCheck(len(prompt), count, next(wrong, None))
+
+
+def _examine(
+    package: Package,
+    variant: Variant,
+    model: LazyModel,
+    logits: Sequence[LogitCheck],
+    greedy: Sequence[GreedyCheck],
+    prompts: list[list[int]],
+    tolerance: float,
+    layers: bool,
+) -> tuple[Culprit | None, tuple[LayerCheck, ...]]:
+    """Value by value, fed the way that failed first; the shortest failing prompt tells most."""
+    failed = [check for check in logits if not check.passed]
+    if not failed and not layers and all(check.passed for check in greedy):
+        return None, ()
+    tokens = failed[0].prompt_tokens if failed else len(prompts[-1])
+    name = failed[0].schedule if failed else "at once"
+    ids = next(prompt for prompt in prompts if len(prompt) == tokens)
+    schedule = next(each for each in schedules(len(ids)) if each.name == name)
+    return compare_values(package, variant, model, ids, schedule.chunks, schedule.name, tolerance)
