@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -81,6 +80,7 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.floa
     return rng.standard_normal(shape, np.float32)
 
 
+ISAS = ("sse2", "avx2", "avx512")
 HEADS = ((1, 1), (3, 1), (6, 2), (5, 5))
 DIMS = ((20, 20), (33, 17), (64, 64), (80, 48))
 STEPS = (  # seq, start, length
@@ -114,8 +114,10 @@ class Expected:
     tolerance: float
 
 
-def expected(case: Case, arrays: Arrays) -> Expected:
+@cache
+def expected(case: Case) -> Expected:
     """Token by token and head by head in float64."""
+    arrays = case.arrays()
     (heads, kv_heads), (dim, v_dim) = case.heads, case.dims
     caches = {name: arrays[name].copy() for name in ("key_cache", "value_cache")}
     page = caches["key_cache"].shape[2]
@@ -151,48 +153,8 @@ def expected(case: Case, arrays: Arrays) -> Expected:
     return Expected(flat, caches["key_cache"], caches["value_cache"], tolerance)
 
 
-@cache
-def session(backend: str, case_attributes: tuple[tuple[str, int | float], ...], dtype: str):  # type: ignore[no-untyped-def]
-    spec = OPS["CachedAttention"]
-    binding = {"C": dtype}
-    types = {"float32": 1, "float16": 10, "int64": 7}
-
-    def infos(tensors):  # type: ignore[no-untyped-def]
-        return [
-            helper.make_tensor_value_info(t.name, types[spec.bound(t, binding)], None)  # type: ignore[arg-type]
-            for t in tensors
-        ]
-
-    node = helper.make_node(
-        spec.name,
-        [t.name for t in spec.inputs],
-        [t.name for t in spec.outputs],
-        domain=DOMAIN,
-        **dict(case_attributes),
-    )
-    graph = helper.make_graph([node], "one_op", infos(spec.inputs), infos(spec.outputs))
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    if backend == "body":
-        import onnx_ir as ir
-
-        model.functions.append(ir.to_proto(onnx_functions.function_for(spec.name)))
-    else:
-        raise NotImplementedError
-    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-
-
-def run(backend: str, case: Case, arrays: Arrays) -> list[NDArray[np.generic]]:
-    found = session(backend, tuple(case.attributes.items()), case.dtype)
-    results: list[NDArray[np.generic]] = found.run(None, arrays)
-    return results
-
-
-def check(case: Case, arrays: Arrays, results: list[NDArray[np.generic]]) -> None:
-    want = expected(case, arrays)
+def check(case: Case, results: list[NDArray[np.generic]]) -> None:
+    want = expected(case)
     np.testing.assert_allclose(results[0], want.output, rtol=0, atol=want.tolerance)
     for row, length in enumerate(case.length):
         assert not results[0][row, length:].any(), "a padded query must give zeros"
@@ -204,10 +166,19 @@ def check(case: Case, arrays: Arrays, results: list[NDArray[np.generic]]) -> Non
 def test_reference(case: Case) -> None:
     arrays = case.arrays()
     results = reference(*map(torch.from_numpy, arrays.values()), **case.attributes)  # type: ignore[arg-type]
-    check(case, arrays, [result.numpy() for result in results])
+    check(case, [result.numpy() for result in results])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_body(case: Case) -> None:
+def test_body(case: Case, single_op: Any) -> None:
     arrays = case.arrays()
-    check(case, arrays, run("body", case, arrays))
+    op = single_op("CachedAttention", arrays, case.attributes)
+    check(case, op.run(None, threads=2))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernel(case: Case, isa: str, single_op: Any, library: Library) -> None:
+    arrays = case.arrays()
+    op = single_op("CachedAttention", arrays, case.attributes)
+    check(case, op.run(library, isa, threads=2))

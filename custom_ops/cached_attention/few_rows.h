@@ -1,0 +1,255 @@
+// Attention for up to eight query rows, as in decoding: each key is read once and multiplied with
+// every row, vectors running along the head dimension, so that memory sets the pace.
+#pragma once
+#include "cached_attention/fold.h"
+#include "cached_attention/job.h"
+
+namespace edge {
+namespace EDGE_ISA {
+namespace attention {
+
+constexpr int64_t kMostFewRows = 8;
+// Dot products in flight. Rows are taken 8, 4, 2 or 1 together, and their keys in groups of
+// kSums / rows; the scores of a group lie row by row.
+constexpr size_t kSums = kLanes == 16 ? 16 : 8;
+// Far enough ahead for memory, near enough to stay in the first cache.
+constexpr size_t kPrefetchBytes = 4096;
+
+template <class T>
+static inline void prefetch_ahead(const T* p) {
+  prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
+}
+
+// Intermediate results; rows are padded with zeros to whole vectors.
+struct FewRows {
+  float* query;   // [rows][query_stride], scaled
+  float* output;  // [rows][output_stride]
+  float* scores;  // [kBlockKeys / keys of a group][kSums]
+  float* peak;    // [kMostFewRows]
+  float* mass;
+  int64_t query_stride, output_stride;
+
+  static size_t floats(int64_t dim, int64_t v_dim) {
+    const int64_t row = round_up(dim, kLanes) + round_up(v_dim, kLanes);
+    return size_t(kMostFewRows * (row + kBlockKeys + 2));
+  }
+  FewRows(float* memory, int64_t dim, int64_t v_dim)
+      : query_stride(round_up(dim, kLanes)), output_stride(round_up(v_dim, kLanes)) {
+    query = memory;
+    output = query + kMostFewRows * query_stride;
+    scores = output + kMostFewRows * output_stride;
+    peak = scores + kMostFewRows * kBlockKeys;
+    mass = peak + kMostFewRows;
+  }
+};
+
+// The scores of kRows rows against one group of keys.
+template <size_t kRows, class C>
+static inline void group_scores(const float* query, size_t stride, size_t dim,
+                                const C* const* keys, float* scores) {
+  constexpr size_t kKeys = kSums / kRows;
+  F32 sums[kSums] = {};
+  size_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) {
+    F32 key[kKeys];
+    for (size_t k = 0; k < kKeys; k++) {
+      key[k] = load(keys[k] + d);
+      prefetch_ahead(keys[k] + d);
+    }
+    for (size_t r = 0; r < kRows; r++) {
+      const F32 q = load(query + r * stride + d);
+      for (size_t k = 0; k < kKeys; k++) {
+        sums[r * kKeys + k] = multiply_add(q, key[k], sums[r * kKeys + k]);
+      }
+    }
+  }
+  if (d < dim) {
+    for (size_t k = 0; k < kKeys; k++) {
+      const F32 key = load_part(keys[k] + d, dim - d);
+      for (size_t r = 0; r < kRows; r++) {
+        sums[r * kKeys + k] = multiply_add(load(query + r * stride + d), key, sums[r * kKeys + k]);
+      }
+    }
+  }
+  for (size_t i = 0; i < kSums; i += kLanes) store(scores + i, fold(sums + i));
+}
+
+// Adds the values of `count` keys, weighted, to kVectors vectors of kRows rows of the output.
+template <size_t kRows, size_t kVectors, class C>
+static inline void add_values(const float* weights, const C* const* values, size_t count, size_t at,
+                              size_t part, const float* decay, float* output, size_t stride) {
+  constexpr size_t kKeys = kSums / kRows;
+  F32 sums[kRows][kVectors] = {};
+  for (size_t j = 0; j < count; j++) {
+    const float* w = weights + j / kKeys * kSums + j % kKeys;
+    F32 value[kVectors];
+    for (size_t v = 0; v < kVectors; v++) {
+      const C* p = values[j] + at + v * kLanes;
+      value[v] = part ? load_part(p, part) : load(p);
+      prefetch_ahead(p);
+    }
+    for (size_t r = 0; r < kRows; r++) {
+      const F32 weight = splat(w[r * kKeys]);
+      for (size_t v = 0; v < kVectors; v++) {
+        sums[r][v] = multiply_add(weight, value[v], sums[r][v]);
+      }
+    }
+  }
+  for (size_t r = 0; r < kRows; r++) {
+    for (size_t v = 0; v < kVectors; v++) {
+      float* o = output + r * stride + at + v * kLanes;
+      store(o, multiply_add(load(o), splat(decay[r]), sums[r][v]));
+    }
+  }
+}
+
+// Removes what a row may not see: keys past the block's end, its own future, beyond its window.
+template <size_t kRows, class C>
+static void mask_few(const Job<C>& job, int64_t row, int64_t from, int64_t count, float* scores) {
+  constexpr int64_t kKeys = kSums / kRows;
+  const int64_t padded = round_up(count, kKeys);
+  for (int64_t r = 0; r < int64_t(kRows); r++) {
+    const int64_t low = job.oldest(row + r), high = job.position(row + r);
+    for (int64_t j = 0; j < padded; j++) {
+      if (j < count && from + j >= low && from + j <= high) continue;
+      scores[j / kKeys * kSums + r * kKeys + j % kKeys] = -__builtin_inff();
+    }
+  }
+}
+
+// Turns scores into weights against the running peak, which it raises; `decay` is what the rows'
+// earlier sums are worth now.
+template <size_t kRows>
+static void weigh_few(float* scores, size_t groups, float* peak, float* mass, float* decay) {
+  constexpr size_t kKeys = kSums / kRows;
+  constexpr size_t kVectors = kSums / kLanes;
+  F32 high[kVectors];
+  for (size_t v = 0; v < kVectors; v++) {
+    high[v] = splat(kLowest);
+    for (size_t g = 0; g < groups; g++) high[v] = max(high[v], load(scores + g * kSums + v * kLanes));
+  }
+  alignas(64) float items[kSums];
+  alignas(64) float drop[kSums] = {};
+  for (size_t v = 0; v < kVectors; v++) store(items + v * kLanes, high[v]);
+  for (size_t r = 0; r < kRows; r++) {
+    float top = peak[r];
+    for (size_t k = 0; k < kKeys; k++) top = items[r * kKeys + k] > top ? items[r * kKeys + k] : top;
+    drop[r] = peak[r] - top;
+    peak[r] = top;
+    for (size_t k = 0; k < kKeys; k++) items[r * kKeys + k] = top;
+  }
+  for (size_t v = 0; v < kVectors; v++) {
+    store(drop + v * kLanes, exp_of_negative(load(drop + v * kLanes)));
+    const F32 top = load(items + v * kLanes);
+    F32 total = {};
+    for (size_t g = 0; g < groups; g++) {
+      float* s = scores + g * kSums + v * kLanes;
+      const F32 weight = exp_of_negative(load(s) - top);
+      total += weight;
+      store(s, weight);
+    }
+    store(items + v * kLanes, total);
+  }
+  for (size_t r = 0; r < kRows; r++) {
+    float total = 0;
+    for (size_t k = 0; k < kKeys; k++) total += items[r * kKeys + k];
+    decay[r] = drop[r];
+    mass[r] = mass[r] * drop[r] + total;
+  }
+}
+
+// kRows rows from `row` on, against the keys of one block.
+template <size_t kRows, class C>
+EDGE_OUT_OF_LINE static void block_few(const Job<C>& job, const FewRows& few, int64_t row, int64_t from,
+                      int64_t count, const C* const* keys, const C* const* values) {
+  constexpr size_t kKeys = kSums / kRows;
+  const size_t at = size_t(row - job.first_row);
+  const size_t groups = (size_t(count) + kKeys - 1) / kKeys;
+  const float* query = few.query + at * size_t(few.query_stride);
+  for (size_t g = 0; g < groups; g++) {
+    group_scores<kRows>(query, size_t(few.query_stride), size_t(job.keys.dim), keys + g * kKeys,
+                        few.scores + g * kSums);
+  }
+  if (job.softcap > 0) {
+    const F32 cap = splat(job.softcap), inverse = splat(1.0f / job.softcap);
+    for (size_t i = 0; i < groups * kSums; i += kLanes) {
+      store(few.scores + i, soft_cap(load(few.scores + i), cap, inverse));
+    }
+  }
+  const bool is_whole = size_t(count) % kKeys == 0 && from + count - 1 <= job.position(row) &&
+                        from >= job.oldest(row + int64_t(kRows) - 1);
+  if (!is_whole) mask_few<kRows>(job, row, from, count, few.scores);
+  float decay[kRows];
+  weigh_few<kRows>(few.scores, groups, few.peak + at, few.mass + at, decay);
+
+  constexpr size_t kVectors = kSums / kRows > 8 ? 8 : kSums / kRows;
+  const size_t v_dim = size_t(job.values.dim), stride = size_t(few.output_stride);
+  float* output = few.output + at * stride;
+  size_t d = 0;
+  for (; d + kVectors * kLanes <= v_dim; d += kVectors * kLanes) {
+    add_values<kRows, kVectors>(few.scores, values, size_t(count), d, 0, decay, output, stride);
+  }
+  for (; d < v_dim; d += kLanes) {
+    const size_t part = d + kLanes <= v_dim ? 0 : v_dim - d;
+    add_values<kRows, 1>(few.scores, values, size_t(count), d, part, decay, output, stride);
+  }
+}
+
+template <class C>
+static void begin_few(const Job<C>& job, const FewRows& few) {
+  for (int64_t i = 0; i < job.rows(); i++) {
+    const float* from = job.query_row(job.first_row + i);
+    float* to = few.query + i * few.query_stride;
+    for (int64_t d = 0; d < few.query_stride; d++) {
+      to[d] = d < job.keys.dim ? from[d] * job.scale : 0.0f;
+    }
+    for (int64_t d = 0; d < few.output_stride; d++) few.output[i * few.output_stride + d] = 0.0f;
+    few.peak[i] = job.first_peak(job.first_row + i);
+    few.mass[i] = job.first_mass(job.first_row + i);
+  }
+}
+
+template <class C>
+static void end_few(const Job<C>& job, const FewRows& few) {
+  for (int64_t i = 0; i < job.rows(); i++) {
+    float* to = job.output_row(job.first_row + i);
+    const float factor = job.stats ? 1.0f : 1.0f / few.mass[i];
+    const float* from = few.output + i * few.output_stride;
+    for (int64_t d = 0; d < job.values.dim; d++) to[d] = from[d] * factor;
+    if (job.stats) {
+      job.stats[2 * i] = few.peak[i];
+      job.stats[2 * i + 1] = few.mass[i];
+    }
+  }
+}
+
+template <class C>
+EDGE_OUT_OF_LINE static void attend_few(const Job<C>& job, float* memory) {
+  const FewRows few(memory, job.keys.dim, job.values.dim);
+  begin_few(job, few);
+  const int64_t low = larger(job.first_key, job.oldest(job.first_row));
+  const int64_t high = smaller(job.last_key, job.position(job.last_row - 1) + 1);
+  for (int64_t from = low; from < high; from += kBlockKeys) {
+    const int64_t count = smaller(kBlockKeys, high - from);
+    const C* keys[kBlockKeys];
+    const C* values[kBlockKeys];
+    job.keys.find(from, count, kBlockKeys, keys);
+    job.values.find(from, count, count, values);
+    int64_t row = job.first_row;
+    for (; row + 8 <= job.last_row; row += 8) {
+      block_few<8>(job, few, row, from, count, keys, values);
+    }
+    for (; row + 4 <= job.last_row; row += 4) {
+      block_few<4>(job, few, row, from, count, keys, values);
+    }
+    for (; row + 2 <= job.last_row; row += 2) {
+      block_few<2>(job, few, row, from, count, keys, values);
+    }
+    if (row < job.last_row) block_few<1>(job, few, row, from, count, keys, values);
+  }
+  end_few(job, few);
+}
+
+}  // namespace attention
+}  // namespace EDGE_ISA
+}  // namespace edge
