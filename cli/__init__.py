@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from edgewright.cli._mistakes import exit_code_for, stopping_on_signals
+from edgewright.cli._terminal import prepare_terminal
 
 __all__ = ["main"]
 
@@ -57,6 +58,7 @@ class _Page(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         """Every way out of the program: a mistake is one line on stderr, never a traceback."""
+        prepare_terminal()
         extra = {"prog_name": "edgewright", **extra, "standalone_mode": False}
         try:
             with stopping_on_signals():
