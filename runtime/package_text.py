@@ -8,16 +8,12 @@ from edgewright.runtime.chat import TEMPLATE_LIMIT_BYTES, ChatTemplates
 from edgewright.runtime.text import TextCodec
 
 _DEFINITION_LIMIT_BYTES = 256 << 20
-_CONFIG_LIMIT_BYTES = 32 << 20
-_CONFIG_NAME = "tokenizer_config.json"
 
 
 def open_codec(package: Package) -> TextCodec:
     tokenizer = _require_tokenizer(package)
     definition = package.read_verified(tokenizer.definition, _DEFINITION_LIMIT_BYTES)
-    configs = [path for path in tokenizer.files if path.rsplit("/", 1)[-1] == _CONFIG_NAME]
-    config = package.read_verified(configs[0], _CONFIG_LIMIT_BYTES) if configs else None
-    return TextCodec(definition, config, tokenizer.special_tokens)
+    return TextCodec(definition, tokenizer.special_tokens.values())
 
 
 def open_chat(package: Package) -> ChatTemplates:

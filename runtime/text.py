@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import AddedToken
 
 from edgewright.artifacts.errors import PackageError, SessionError
 
@@ -23,14 +22,15 @@ T = TypeVar("T")
 class TextCodec:
     """Encodes and decodes as the checkpoint's own tokenizer does."""
 
-    def __init__(self, definition: bytes, config: bytes | None, special: Mapping[str, str]) -> None:
-        self._tokenizer = _guard(
-            "tokenizer.json", lambda: tokenizers.Tokenizer.from_str(definition.decode())
-        )
+    def __init__(self, definition: bytes, special_tokens: Iterable[str] = ()) -> None:
+        self._tokenizer = _guard(lambda: tokenizers.Tokenizer.from_str(definition.decode()))
         # Padding is the runtime's business, and a prompt is never cut behind its writer's back.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        _set_ends(self._tokenizer, _parse_config(config), special)
+        # A token that the checkpoint calls special is one, even where the file has it as a word.
+        self._tokenizer.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in special_tokens]
+        )
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """`special`: with the tokens that the tokenizer puts at the ends, as for a plain prompt."""
@@ -45,7 +45,7 @@ class TextCodec:
         return TextStream(self, prompt)
 
 
-def _guard(what: str, make: Callable[[], T]) -> T:
+def _guard(make: Callable[[], T]) -> T:
     """The tokenizers library tells of a bad file by Exception itself, or by a panic."""
     try:
         return make()
@@ -53,46 +53,7 @@ def _guard(what: str, make: Callable[[], T]) -> T:
         raise
     except BaseException as error:
         reason = " ".join(str(error).split())[:200]
-        raise PackageError(f"{what} is not a tokenizer that can be used: {reason}") from None
-
-
-def _parse_config(config: bytes | None) -> dict[str, object]:
-    if config is None:
-        return {}
-    try:
-        parsed = json.loads(config)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"tokenizer_config.json is not JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise PackageError("tokenizer_config.json must hold one JSON object")
-    return parsed
-
-
-def _set_ends(
-    tokenizer: tokenizers.Tokenizer, config: Mapping[str, object], special: Mapping[str, str]
-) -> None:
-    """add_bos_token and add_eos_token, where given, replace the file's own post-processor.
-
-    So transformers reads them, whatever the post-processor would have done.
-    """
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    ends = []
-    for name in ("bos", "eos"):
-        token = special.get(f"{name}_token")
-        wanted = bool(config.get(f"add_{name}_token")) and token is not None
-        ends.append((token, tokenizer.token_to_id(token)) if wanted and token else None)
-    first, last = ends
-    template = ["$A:0"]
-    if first is not None:
-        template.insert(0, f"{first[0]}:0")
-    if last is not None:
-        template.append(f"{last[0]}:0")
-    known = [end for end in ends if end is not None]
-    tokenizer.post_processor = _guard(
-        "tokenizer_config.json",
-        lambda: processors.TemplateProcessing(single=template, special_tokens=known),
-    )
+        raise PackageError(f"tokenizer.json is no tokenizer that can be used: {reason}") from None
 
 
 class TextStream:

@@ -161,7 +161,7 @@ def test_the_context_is_a_bound(toy: Path) -> None:
         lambda: session.logits(prompt(11)),
         lambda: session.generate(prompt(11)),
     ):
-        with pytest.raises(ContextLengthError, match="11 tokens.*holds 10"):
+        with pytest.raises(ContextLengthError, match=r"11 tokens.*holds 10"):
             refused()
         assert session.tokens == before
     session.prefill(prompt(6))
