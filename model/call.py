@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from edgewright.model.rope import Rope, RopeSpec
 from torch import Tensor
+
+from edgewright.model.rope import Rope, RopeSpec
 
 
 @dataclass(frozen=True)

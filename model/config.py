@@ -1,4 +1,4 @@
-"""ModelConfig and LayerSpec: what a decoder is made of, in our words, after an architecture read its config.json."""
+"""What a decoder is made of, in our words, after an architecture has read its config.json."""
 
 from __future__ import annotations
 
@@ -83,7 +83,6 @@ class ModelConfig:
     norm: NormSpec
     max_context: int
     tied_head: bool = False
-    head_bias: bool = False
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0

@@ -1,4 +1,4 @@
-"""A config.json read key by key: what an architecture never asked for, and is not known to be inert, is an error."""
+"""A config.json read key by key: a key that nobody asked for and that is not inert is an error."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from edgewright.model.strict_json import Json
 
 # Bookkeeping, training and generation settings: none of them changes what a forward pass computes.
 # Checkpoints' quantization_config is read with their tensors.
-INERT_KEYS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
-    _experts_implementation _experts_implementation_internal _flash_attn_2_enabled
-    _name_or_path _num_labels
-    add_cross_attention architectures assistant_confidence_threshold assistant_lookbehind
-    attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens
-    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping embd_pdrop encoder_no_repeat_ngram_size encoder_repetition_penalty
-    eos_token_id epsilon_cutoff eta_cutoff experts_implementation
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range
-    is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id
-    length_penalty max_length min_length name_or_path no_repeat_ngram_size num_assistant_tokens
-    num_assistant_tokens_schedule num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_router_logits output_scores pad_token_id prefix
-    pretraining_tp problem_type pruned_heads quantization_config remove_invalid_values
-    repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
-    router_jitter_noise sep_token_id suppress_tokens target_lookbehind task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
-    torchscript transformers.js_config transformers_version typical_p unsloth_fixed
-    unsloth_version use_bfloat16 use_cache
-    """.split()
-)
+_INERT = """
+_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+_experts_implementation _experts_implementation_internal _flash_attn_2_enabled
+_name_or_path _num_labels
+add_cross_attention architectures assistant_confidence_threshold assistant_lookbehind
+attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens
+bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout
+cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+early_stopping embd_pdrop encoder_no_repeat_ngram_size encoder_repetition_penalty
+eos_token_id epsilon_cutoff eta_cutoff experts_implementation
+exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range
+is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id
+length_penalty max_length min_length name_or_path no_repeat_ngram_size num_assistant_tokens
+num_assistant_tokens_schedule num_beam_groups num_beams num_labels num_return_sequences
+output_attentions output_hidden_states output_router_logits output_scores pad_token_id prefix
+pretraining_tp problem_type pruned_heads quantization_config remove_invalid_values
+repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
+router_jitter_noise sep_token_id suppress_tokens target_lookbehind task_specific_params
+temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
+torchscript transformers.js_config transformers_version typical_p unsloth_fixed
+unsloth_version use_bfloat16 use_cache
+"""
+INERT_KEYS = frozenset(_INERT.split())
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -163,7 +162,7 @@ class ConfigReader:
             raise self.wrong(key, value, "an object")
         return ConfigReader(value, f"{self._where}, {key}")
 
-    def sections(self, values: Mapping[str, Json]) -> ConfigReader:
+    def stand_in(self, values: Mapping[str, Json]) -> ConfigReader:
         """A reader of values that are not in the file but stand for a missing section."""
         return ConfigReader(values, self._where)
 
@@ -172,7 +171,8 @@ class ConfigReader:
         unknown = [key for key in unknown if self._values[key] is not None]
         if unknown:
             raise ConfigError(
-                f"{self._where}: unknown key {_shown(unknown[0])} = {_shown(self._values[unknown[0]])};"
+                f"{self._where}: unknown key {_shown(unknown[0])}"
+                f" = {_shown(self._values[unknown[0]])};"
                 " it may change the maths, so the model cannot be exported as it stands"
             )
 

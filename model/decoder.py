@@ -1,19 +1,23 @@
-"""The decoder: token ids and states in, logits and new states out; every architecture is one of these."""
+"""The decoder, whatever the architecture: token ids and states in, logits and new states out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from edgewright.artifacts.states import StateLayout
-from edgewright.custom_ops.torch_ops import block_matmul
 from edgewright.model.call import Call
 from edgewright.model.config import LayerSpec, ModelConfig
 from edgewright.model.feed_forward import build_feed_forward
 from edgewright.model.linear import Linear
 from edgewright.model.mixers.attention import Attention
 from edgewright.model.normalisation import Norm
+from edgewright.model.ops import block_matmul
 from edgewright.model.rope import Rope
-from torch import Tensor, nn
-from torch.nn import functional
 
 
 class Layer(nn.Module):
@@ -64,17 +68,20 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, spec) for spec in config.layers)
         self.norm = Norm(config.hidden_size, config.norm)
         if not config.tied_head:
-            self.head = Linear(config.hidden_size, config.vocab_size, config.head_bias)
+            self.head = Linear(config.hidden_size, config.vocab_size)
 
     @property
     def layout(self) -> StateLayout:
         return StateLayout(
             tuple(
                 state
-                for index, layer in enumerate(self.layers)
+                for index, layer in enumerate(self._each_layer())
                 for state in layer.mixer.states(f"layers.{index}")
             )
         )
+
+    def _each_layer(self) -> Iterator[Layer]:
+        return (cast(Layer, layer) for layer in self.layers)
 
     def forward(
         self,
@@ -84,13 +91,12 @@ class Decoder(nn.Module):
         logit_index: Tensor,  # [batch, wanted]
         states: list[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        call = Call.prepare(input_ids, start, length, list(self.ropes))
-        x = self.embedding(input_ids)
-        x = _scaled(x, self.config.embedding_scale)
+        ropes = [cast(Rope, rope) for rope in self.ropes]
+        call = Call.prepare(input_ids, start, length, ropes)
+        x = _scaled(self.embedding(input_ids), self.config.embedding_scale)
         after: list[Tensor] = []
-        for layer in self.layers:
-            count = len(layer.mixer.states(""))
-            taken = states[len(after) : len(after) + count]
+        for layer in self._each_layer():
+            taken = states[len(after) : len(after) + layer.mixer.state_count]
             x, new = layer(x, call, taken)
             after += new
         rows = logit_index.unsqueeze(-1).expand(-1, -1, x.shape[-1])

@@ -1,21 +1,22 @@
-"""Feed-forward halves of a layer: the gated MLP and the mixture of routed experts, [..., hidden] → the same."""
+"""The feed-forward halves: gated MLP and mixture of routed experts, [..., hidden] → the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from edgewright.custom_ops.torch_ops import routed_experts
-from edgewright.model.config import Activation, FeedForwardSpec, MlpSpec, MoeSpec
-from edgewright.model.linear import Linear
 from torch import Tensor, nn
 from torch.nn import functional
+
+from edgewright.model.config import Activation, FeedForwardSpec, MlpSpec, MoeSpec
+from edgewright.model.linear import Linear
+from edgewright.model.ops import routed_experts
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu": functional.relu,
+    "relu": torch.relu,
 }
 
 
@@ -28,7 +29,8 @@ class GatedMlp(nn.Module):
         self.down = Linear(spec.intermediate, hidden_size, spec.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activate(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(self.activate(self.gate(x)) * self.up(x))
+        return y
 
 
 class MixtureOfExperts(nn.Module):

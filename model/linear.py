@@ -1,10 +1,11 @@
-"""Linear: [..., in] → [..., out] with the weight in its stored type and the arithmetic in float32."""
+"""Linear: [..., in] → [..., out], the weight in its stored type, the arithmetic in float32."""
 
 from __future__ import annotations
 
 import torch
-from edgewright.custom_ops.torch_ops import block_matmul
 from torch import Tensor, nn
+
+from edgewright.model.ops import block_matmul
 
 
 class Linear(nn.Module):

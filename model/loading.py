@@ -1,4 +1,4 @@
-"""A checkpoint directory becomes a config, a decoder on the meta device and the lazy tensors that fill it."""
+"""A checkpoint directory in; its config, a decoder on the meta device and the lazy weights out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
+
 from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.architectures import find_architecture, load_config
 from edgewright.model.checkpoint import Checkpoint, open_checkpoint
 from edgewright.model.config import ModelConfig
 from edgewright.model.decoder import Decoder
 from edgewright.model.lazy import TORCH_DTYPES, constant
-from edgewright.model.weights import TensorSource, Weights
-from torch import nn
+from edgewright.model.weights import TensorSource, Weights, settle_head
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ def build_decoder(config: ModelConfig, device: str = "meta") -> Decoder:
 def open_model(
     path: str | Path, *, cache_dtype: Literal["float32", "float16"] = "float32"
 ) -> LazyModel:
-    """Read the config, match every tensor to a parameter, and read no weight."""
+    """Read the config and match every tensor to a parameter; weights are read when asked for."""
     checkpoint = open_checkpoint(path)
-    config = load_config(checkpoint.config).with_cache(cache_dtype)
     architecture = find_architecture(checkpoint.config)
+    source = TensorSource(checkpoint.tensors, checkpoint.is_block_scaled)
+    config = settle_head(source, load_config(checkpoint.config).with_cache(cache_dtype))
     decoder = build_decoder(config)
-    source = TensorSource(checkpoint.tensors)
     weights = architecture.weights(source, config)
     source.finish(architecture.INERT_TENSORS)
     _match(decoder, weights)

@@ -1,4 +1,4 @@
-"""Normalisation layers: [..., size] → [..., size], with a float32 weight that already holds any offset."""
+"""Norms: [..., size] → [..., size], with a float32 weight that already holds any offset."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class RopeParameters:
 
 
 def build_rope(p: RopeParameters) -> RopeSpec:
-    """Every published scaling becomes frequencies and a magnitude, in float32 as published code has it."""
+    """Each published scaling becomes frequencies and a magnitude, in float32 as published code."""
     if p.dim % 2 or p.dim < 2:
         raise ValueError(f"{p.dim} values of each head cannot be rotated in pairs")
     exponents = torch.arange(0, p.dim, 2, dtype=torch.int64).float() / p.dim
@@ -220,7 +220,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, interleaved: bool) -
         )
         return rotated
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    by_head = x.unflatten(-1, (heads, -1))
+    by_head = x.reshape(*x.shape[:2], heads, -1)
     turned, kept = by_head[..., : 2 * half], by_head[..., 2 * half :]
     if interleaved:
         first, second = turned[..., 0::2], turned[..., 1::2]

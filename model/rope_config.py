@@ -1,5 +1,5 @@
-"""A config's rotary settings become a RopeSpec: transformers 5's `rope_parameters`, or the published
-`rope_theta` with `rope_scaling`, which wins where a config carries both."""
+"""A config's rotary settings become a RopeSpec: `rope_parameters` as transformers 5 saves them, or
+the published `rope_theta` with `rope_scaling`, which wins where a config carries both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_rope(
     reader.require("partial_rotary_factor", 1)
     # A config that names its original context outside the section means it: transformers agrees.
     original = reader.integer_or_null("original_max_position_embeddings", None)
-    section = rope_section(reader) or reader.sections(scaling or {})
+    section = rope_section(reader) or reader.stand_in(scaling or {})
     section.require("partial_rotary_factor", 1)
     return read_rope_section(section, head_dim, max_positions, theta, original, interleaved)
 

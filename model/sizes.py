@@ -1,4 +1,4 @@
-"""The sizes every decoder's config gives under the same names, read once and held to what can be computed."""
+"""The sizes that configs give under the same names, read once and held to what can be computed."""
 
 from __future__ import annotations
 
@@ -64,17 +64,3 @@ def read_sizes(reader: ConfigReader, *, max_context: int, head_dim: int | None =
 
 def read_rms_norm(reader: ConfigReader, eps: float = 1e-6) -> NormSpec:
     return NormSpec("rms", reader.positive("rms_norm_eps", eps))
-
-
-def read_windows(
-    reader: ConfigReader, layers: int, window: int | None, default: list[bool]
-) -> list[int]:
-    """Each layer's window, 0 for none, from `layer_types`; `default` says which layers slide without it."""
-    names = {False: "full_attention", True: "sliding_attention"}
-    types = reader.strings("layer_types", [names[slides] for slides in default], layers)
-    for name in types:
-        if name not in names.values():
-            raise reader.wrong("layer_types", name, " or ".join(names.values()))
-    if window is None and names[True] in types:
-        raise reader.error("layer_types has sliding_attention, but there is no sliding_window")
-    return [window or 0 if name == names[True] else 0 for name in types]

@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 
 from edgewright.artifacts.errors import CheckpointError
-from edgewright.model.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig
+from edgewright.model.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, MoeSpec
 from edgewright.model.lazy import LazyTensor, plus_one, widen
 
 Weights = dict[str, LazyTensor]
 
 # Buffers that older checkpoints saved although every implementation recomputes them.
-_INERT = (r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)", r".*\.attn\.(bias|masked_bias)")
+_INERT = (r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)", r"(.*\.)?position_ids")
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 
 
 class TensorSource:
-    """The checkpoint's tensors, counting what was taken."""
+    """The checkpoint's tensors by the names a causal language model gives them, counting what was
+    taken. Some checkpoints hold that model inside another, or only its body without a head."""
 
-    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, LazyTensor],
+        is_block_scaled: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         self._tensors = tensors
+        self._is_block_scaled = is_block_scaled
         self._taken: set[str] = set()
+        self._wrapping, self._body = "", "model."
+        if _EMBEDDING not in tensors:
+            if f"language_model.{_EMBEDDING}" in tensors:
+                self._wrapping = "language_model."
+            elif _EMBEDDING.removeprefix("model.") in tensors:
+                self._body = ""
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return self._stored(name) in self._tensors
 
     def take(self, name: str) -> LazyTensor:
-        if name not in self._tensors:
-            raise CheckpointError(f"tensor {name} is missing from the checkpoint")
-        self._taken.add(name)
-        return self._tensors[name]
+        stored = self._stored(name)
+        if stored not in self._tensors:
+            raise CheckpointError(f"tensor {stored} is missing from the checkpoint")
+        self._taken.add(stored)
+        return self._tensors[stored]
 
-    def first(self, *names: str) -> LazyTensor:
-        """Whichever of several published names is there."""
-        for name in names:
-            if name in self._tensors:
-                return self.take(name)
-        raise CheckpointError(f"tensor {' or '.join(names)} is missing from the checkpoint")
+    def is_block_scaled(self, name: str) -> bool:
+        """Whether it was stored in blocks, which keep the inputs of a product innermost."""
+        return self._is_block_scaled(self._stored(name))
 
     def ignore(self, *names: str) -> None:
-        self._taken.update(names)
+        self._taken.update(self._stored(name) for name in names)
 
     def finish(self, inert: Sequence[str] = ()) -> None:
         patterns = [re.compile(pattern) for pattern in (*_INERT, *inert)]
@@ -55,19 +69,34 @@ class TensorSource:
                 " for it: the config does not describe these weights"
             )
 
+    def _stored(self, name: str) -> str:
+        if name.startswith("model."):
+            name = self._body + name.removeprefix("model.")
+        return self._wrapping + name
 
-def take_frame(source: TensorSource, config: ModelConfig, *, norm_offset: bool = False) -> Weights:
-    """Embedding, final norm and head, by the names nearly every decoder gives them."""
+
+def settle_head(source: TensorSource, config: ModelConfig) -> ModelConfig:
+    """A config that ties the head to the embedding is overruled by a checkpoint that holds a
+    different one, as it is in transformers."""
+    if not config.tied_head or _EMBEDDING not in source or _HEAD not in source:
+        return config
+    embedding, head = widen(source.take(_EMBEDDING)), widen(source.take(_HEAD))
+    pairs = zip_longest(embedding.pieces(), head.pieces(), fillvalue=memoryview(b""))
+    return config if all(a == b for a, b in pairs) else replace(config, tied_head=False)
+
+
+def take_frame(source: TensorSource, config: ModelConfig, norm_offset: bool = False) -> Weights:
+    """Embedding, final norm and head."""
+    # A tied pair is stored once, nearly always as the embedding.
+    alone = config.tied_head and _EMBEDDING not in source and _HEAD in source
     weights = {
-        "embedding.weight": source.take("model.embed_tokens.weight"),
+        "embedding.weight": source.take(_HEAD if alone else _EMBEDDING),
         "norm.weight": take_norm(source, "model.norm.weight", norm_offset),
     }
     if config.tied_head:
-        source.ignore("lm_head.weight")
+        source.ignore(_HEAD)
     else:
-        weights["head.weight"] = source.take("lm_head.weight")
-        if config.head_bias:
-            weights["head.bias"] = widen(source.take("lm_head.bias"))
+        weights["head.weight"] = source.take(_HEAD)
     return weights
 
 
@@ -106,8 +135,8 @@ def take_mlp(source: TensorSource, ours: str, theirs: str, spec: MlpSpec) -> Wei
     return weights
 
 
-# Our norm → the published name, for each wiring; architectures that differ give their own.
-LAYER_NORMS: dict[str, dict[str, str]] = {
+# Our norm → the published name, for each wiring.
+_LAYER_NORMS: dict[str, dict[str, str]] = {
     "pre": {
         "mixer_norm": "input_layernorm",
         "feed_forward_norm": "post_attention_layernorm",
@@ -131,21 +160,39 @@ def take_layer_norms(
 ) -> Weights:
     return {
         f"{ours}.{name}.weight": take_norm(source, f"{theirs}.{published}.weight", norm_offset)
-        for name, published in LAYER_NORMS[spec.wiring].items()
+        for name, published in _LAYER_NORMS[spec.wiring].items()
     }
 
 
-def dense_weights(
-    source: TensorSource, config: ModelConfig, *, norm_offset: bool = False
+# Each is given the source, our prefix, the layer's published prefix and the spec.
+TakeAttention = Callable[[TensorSource, str, str, AttentionSpec], Weights]
+TakeMlp = Callable[[TensorSource, str, str, MlpSpec], Weights]
+TakeExperts = Callable[[TensorSource, str, str, MoeSpec], Weights]
+
+
+def decoder_weights(
+    source: TensorSource,
+    config: ModelConfig,
+    *,
+    norm_offset: bool = False,
+    attention: TakeAttention | None = None,
+    mlp: TakeMlp = take_mlp,
+    experts: TakeExperts | None = None,
 ) -> Weights:
-    """Everything of a decoder whose layers are attention and a gated MLP under the usual names."""
-    weights = take_frame(source, config, norm_offset=norm_offset)
+    """Everything under the usual names; an architecture gives its own reading of what differs.
+    `norm_offset`: the stored norms' weights are one less than what multiplies."""
+    weights = take_frame(source, config, norm_offset)
     for index, layer in enumerate(config.layers):
         ours, theirs = f"layers.{index}", f"model.layers.{index}"
         weights |= take_layer_norms(source, ours, theirs, layer, norm_offset)
-        weights |= take_attention(
-            source, f"{ours}.mixer", f"{theirs}.self_attn", layer.mixer, norm_offset
-        )
+        mixer = (f"{ours}.mixer", f"{theirs}.self_attn", layer.mixer)
+        if attention is None:
+            weights |= take_attention(source, *mixer, norm_offset)
+        else:
+            weights |= attention(source, *mixer)
         if isinstance(layer.feed_forward, MlpSpec):
-            weights |= take_mlp(source, f"{ours}.feed_forward", f"{theirs}.mlp", layer.feed_forward)
+            weights |= mlp(source, f"{ours}.feed_forward", f"{theirs}.mlp", layer.feed_forward)
+        else:
+            assert experts is not None, "an architecture with experts says where they are"
+            weights |= experts(source, f"{ours}.feed_forward", theirs, layer.feed_forward)
     return weights

@@ -1,4 +1,4 @@
-"""The models every parity suite is held to: a name in, a small random checkpoint and its true logits out.
+"""The models that parity suites share: a name in, a small random checkpoint and its logits out.
 
 transformers writes the checkpoints and computes the logits; nothing here comes from our own model.
 The table itself needs neither torch nor transformers.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
     from transformers import PreTrainedModel
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -274,7 +274,7 @@ ENTRIES: dict[str, Entry] = {
             "attention_multiplier": 0.2,
             "embedding_multiplier": 6.0,
             "residual_multiplier": 0.4,
-            "logits_scaling": 4.0,
+            "logits_scaling": 1.25,
         },
     ),
     "granite-biased-tied": Entry(
@@ -292,7 +292,7 @@ ENTRIES: dict[str, Entry] = {
         {
             "num_hidden_layers": 5,
             "sliding_window": 10,
-            "logit_scale": 0.4,
+            "logit_scale": 0.75,
             "tie_word_embeddings": True,
         },
     ),
@@ -301,6 +301,7 @@ ENTRIES: dict[str, Entry] = {
         {
             **_THREE,
             "sliding_window": 16,
+            "logit_scale": 1.5,
             "attention_bias": True,
             "layer_types": _types("fss"),
             "tie_word_embeddings": False,
@@ -360,8 +361,8 @@ def write_checkpoint(name: str, directory: Path, dtype: DtypeName = "float32") -
     return path
 
 
-def _random_weight(name: str, shape_of: Tensor, entry: Entry, generator: torch.Generator) -> Tensor:
-    """Large enough that attention is not flat, and nothing at a value that would hide its absence."""
+def _random_weight(name: str, shape_of: Tensor, entry: Entry, generator: Generator) -> Tensor:
+    """Large enough that attention is not flat, and nowhere a value that would hide its absence."""
     import torch
 
     noise = torch.randn(shape_of.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""The architectures: one file each, named for its model_type, that reads its config and names its weights."""
+"""The architectures, one file each, named for its model_type: its config and its weights' names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Protocol, cast
 
 from edgewright.artifacts.errors import ConfigError
 from edgewright.model.config import ModelConfig
-from edgewright.model.config_reader import ConfigReader, Json
+from edgewright.model.config_reader import ConfigReader
+from edgewright.model.strict_json import Json
 from edgewright.model.weights import TensorSource, Weights
 
 
@@ -40,7 +41,7 @@ def find_architecture(values: Mapping[str, Json]) -> Architecture:
 
 
 def load_config(values: Mapping[str, Json]) -> ModelConfig:
-    """A config.json's values become a ModelConfig, or the error says which key stands in the way."""
+    """config.json's values become a ModelConfig, or the error says which key stands in the way."""
     architecture = find_architecture(values)
     reader = ConfigReader(values)
     reader.ignore("model_type")

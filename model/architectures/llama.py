@@ -8,7 +8,7 @@ from edgewright.model.config import LayerSpec, MlpSpec, ModelConfig
 from edgewright.model.config_reader import ConfigReader
 from edgewright.model.rope_config import read_rope
 from edgewright.model.sizes import read_rms_norm, read_sizes
-from edgewright.model.weights import TensorSource, Weights, dense_weights
+from edgewright.model.weights import TensorSource, Weights, decoder_weights
 
 INERT_TENSORS: tuple[str, ...] = ()
 
@@ -33,4 +33,4 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 
 
 def weights(source: TensorSource, config: ModelConfig) -> Weights:
-    return dense_weights(source, config)
+    return decoder_weights(source, config)

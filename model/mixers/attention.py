@@ -1,20 +1,22 @@
-"""Grouped-query attention over an appended cache: [batch, seq, hidden] → the same, and the new cache."""
+"""Grouped-query attention: [batch, seq, hidden] → the same, appending to a cache it is given."""
 
 from __future__ import annotations
 
 import torch
-from edgewright.artifacts.states import StateSpec
-from edgewright.custom_ops.torch_ops import cached_attention
+from torch import Tensor, nn
+
+from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
 from edgewright.model.config import AttentionSpec, NormSpec
 from edgewright.model.linear import Linear
 from edgewright.model.normalisation import Norm
+from edgewright.model.ops import cached_attention
 from edgewright.model.rope import rotate
-from torch import Tensor, nn
 
 
 class Attention(nn.Module):
     no_sinks: Tensor
+    state_count = 2
 
     def __init__(self, hidden_size: int, spec: AttentionSpec) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class Attention(nn.Module):
             self.register_buffer("no_sinks", none, persistent=False)
 
     def states(self, prefix: str) -> tuple[StateSpec, ...]:
-        shape = ("batch", self.spec.kv_heads, "capacity", self.spec.head_dim)
+        shape: tuple[Dim, ...] = ("batch", self.spec.kv_heads, "capacity", self.spec.head_dim)
         return tuple(
             StateSpec(f"{prefix}.{name}", shape, self.spec.cache_dtype, "append")
             for name in ("key", "value")
@@ -69,7 +71,8 @@ class Attention(nn.Module):
         if spec.qk_norm == "full":
             x = getattr(self, norm)(x)
         if spec.qk_norm == "head":
-            x = getattr(self, norm)(x.unflatten(-1, (heads, spec.head_dim))).flatten(-2)
+            by_head = x.reshape(*x.shape[:2], heads, spec.head_dim)
+            x = getattr(self, norm)(by_head).flatten(-2)
         if spec.rope is not None:
             cos, sin = call.rotations[spec.rope]
             x = rotate(x, cos, sin, heads, spec.rope.interleaved)

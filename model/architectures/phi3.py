@@ -1,0 +1,87 @@
+"""Phi-3 and Phi-4-mini: llama with fused projections, partly rotated heads and longrope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgewright.artifacts.errors import CheckpointError
+from edgewright.model.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig
+from edgewright.model.config_reader import ConfigReader
+from edgewright.model.lazy import LazyTensor, rows
+from edgewright.model.rope import RopeSpec
+from edgewright.model.rope_config import read_rope_section, rope_section
+from edgewright.model.sizes import Sizes, read_rms_norm, read_sizes
+from edgewright.model.weights import TensorSource, Weights, decoder_weights
+
+INERT_TENSORS: tuple[str, ...] = ()
+# Both are names that older configs give longrope.
+_ALIASES = {"su": "longrope", "yarn": "longrope"}
+
+
+def read_config(reader: ConfigReader) -> ModelConfig:
+    for switch in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        reader.require(switch, False)
+    for factor in ("full_attn_mod", "interpolate_factor"):
+        reader.require(factor, 1)
+    sizes = read_sizes(reader, max_context=4096)
+    mixer = replace(
+        sizes.attention,
+        rope=_read_rope(reader, sizes),
+        window=reader.integer_or_null("sliding_window", None) or 0,
+    )
+    feed_forward = MlpSpec(sizes.intermediate, reader.activation("hidden_act", "silu"))
+    layers = (LayerSpec(mixer, feed_forward),) * sizes.layers
+    tied = reader.boolean("tie_word_embeddings", False)
+    return sizes.model("phi3", layers, read_rms_norm(reader, 1e-5), tied)
+
+
+def _read_rope(reader: ConfigReader, sizes: Sizes) -> RopeSpec:
+    original = reader.integer("original_max_position_embeddings", 4096)
+    theta = reader.positive("rope_theta", 10000.0)
+    whole = reader.positive("partial_rotary_factor", 1.0)
+    section = rope_section(reader) or reader.stand_in({})
+    part = section.positive("partial_rotary_factor", whole)
+    if part > 1:
+        raise section.wrong("partial_rotary_factor", part, "at most 1")
+    dim = int(sizes.head_dim * part)
+    rope = read_rope_section(section, dim, sizes.max_context, theta, original, aliases=_ALIASES)
+    kind = section.string("rope_type", section.string("type", "default"))
+    if _ALIASES.get(kind, kind) not in ("default", "longrope"):
+        raise section.wrong("rope_type", kind, "default or longrope")
+    return rope
+
+
+def weights(source: TensorSource, config: ModelConfig) -> Weights:
+    return decoder_weights(source, config, attention=_take_attention, mlp=_take_mlp)
+
+
+def _take_attention(source: TensorSource, ours: str, theirs: str, spec: AttentionSpec) -> Weights:
+    fused = source.take(f"{theirs}.qkv_proj.weight")
+    kv_width = spec.kv_heads * spec.head_dim
+    parts = _split(fused, (spec.heads * spec.head_dim, kv_width, kv_width))
+    weights = {
+        f"{ours}.{name}.weight": part
+        for name, part in zip(("query", "key", "value"), parts, strict=True)
+    }
+    return weights | {f"{ours}.output.weight": source.take(f"{theirs}.o_proj.weight")}
+
+
+def _take_mlp(source: TensorSource, ours: str, theirs: str, spec: MlpSpec) -> Weights:
+    fused = source.take(f"{theirs}.gate_up_proj.weight")
+    gate, up = _split(fused, (spec.intermediate, spec.intermediate))
+    down = source.take(f"{theirs}.down_proj.weight")
+    return {f"{ours}.gate.weight": gate, f"{ours}.up.weight": up, f"{ours}.down.weight": down}
+
+
+def _split(fused: LazyTensor, sizes: Sequence[int]) -> list[LazyTensor]:
+    if not fused.shape or fused.shape[0] != sum(sizes):
+        raise CheckpointError(
+            f"tensor {fused.name} has shape {list(fused.shape)},"
+            f" config.json requires {sum(sizes)} rows"
+        )
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(rows(fused, start, start + size))
+        start += size
+    return parts

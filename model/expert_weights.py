@@ -1,0 +1,45 @@
+"""The weights of a layer's routed experts, from one tensor per expert or from fused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgewright.model.config import MoeSpec
+from edgewright.model.lazy import LazyTensor, reshape, stack, strided_rows, widen
+from edgewright.model.weights import TensorSource, Weights, take_linear
+
+
+def take_experts(
+    source: TensorSource, ours: str, theirs: str, spec: MoeSpec, parts: Mapping[str, str]
+) -> Weights:
+    """`parts`: our gate, up and down → what the tensors of one expert are called."""
+    weights = take_linear(source, f"{ours}.router", f"{theirs}.gate", spec.router_bias)
+    fused = f"{theirs}.experts.gate_up_proj"
+    if fused in source:
+        # As transformers holds them in memory: [experts, gate then up, hidden].
+        gate_up = source.take(fused)
+        experts, both, hidden = gate_up.shape if len(gate_up.shape) == 3 else (0, 0, 0)
+        halves = reshape(gate_up, (experts * 2, both // 2, hidden))
+        found = {
+            "gate": strided_rows(halves, 0, 2, dim=0),
+            "up": strided_rows(halves, 1, 2, dim=0),
+            "down": source.take(f"{theirs}.experts.down_proj"),
+        }
+    else:
+        found = {
+            part: stack(
+                [
+                    source.take(f"{theirs}.experts.{expert}.{name}.weight")
+                    for expert in range(spec.experts)
+                ]
+            )
+            for part, name in parts.items()
+        }
+    return weights | one_dtype({f"{ours}.{part}": tensor for part, tensor in found.items()})
+
+
+def one_dtype(weights: Mapping[str, LazyTensor]) -> Weights:
+    """RoutedExperts takes weights of one dtype; float32 holds every other exactly."""
+    if len({tensor.dtype for tensor in weights.values()}) == 1:
+        return dict(weights)
+    return {name: widen(tensor) for name, tensor in weights.items()}

@@ -1,0 +1,29 @@
+"""The custom ops as the decoder calls them, typed: tensors and attributes in, tensors out."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from edgewright.custom_ops import torch_ops
+
+
+def block_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    return cast(Tensor, torch_ops.block_matmul(x, weight))
+
+
+def cached_attention(
+    *tensors: Tensor, num_heads: int, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key, value, both caches, table, start, length and sinks → output and both caches."""
+    found = torch_ops.cached_attention(
+        *tensors, num_heads=num_heads, scale=scale, window=window, softcap=softcap
+    )
+    return cast(tuple[Tensor, Tensor, Tensor], found)
+
+
+def routed_experts(*tensors: Tensor, activation: str, alpha: float, limit: float) -> Tensor:
+    """x, the chosen experts and their weights, then gate, up and down and the bias of each."""
+    found = torch_ops.routed_experts(*tensors, activation=activation, alpha=alpha, limit=limit)
+    return cast(Tensor, found)
