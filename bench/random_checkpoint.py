@@ -1,4 +1,4 @@
-"""A shape goes in; a random llama checkpoint of that shape comes out, sharded and cheap to write."""
+"""A shape goes in; a random llama checkpoint of that shape comes out, sharded, cheap to write."""
 
 from __future__ import annotations
 
