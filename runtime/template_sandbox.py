@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 SECONDS_LIMIT = 10.0
-TICKS_LIMIT = 2_000_000
+TICKS_LIMIT = 1_000_000
 SIZE_LIMIT = 16 << 20
 _WRITTEN_LIMIT = 8 * SIZE_LIMIT  # text may pass through a few macros on its way out
 _NUMBER_BITS_LIMIT = 1 << 14
