@@ -1,22 +1,32 @@
-// BlockMatMul: x [..., K] float32 times weight [N, K] transposed.
-#include "native/kernel.h"
-#include "native/vector.h"
+// BlockMatMul: x [..., K] times weight [N, K] transposed, the weight in the checkpoint's own bytes.
+#include "native/matmul.h"
 
 namespace edge {
 namespace EDGE_ISA {
 
 struct BlockMatMul {
   Status* create(const Info&) { return nullptr; }
+
   Status* compute(const Context& context) const {
-    Tensor x, weight, y;
+    Tensor x, weight;
     EDGE_TRY(context.input(0, &x));
     EDGE_TRY(context.input(1, &weight));
-    y.rank = x.rank; for(size_t i=0;i<x.rank;i++) y.dims[i]=x.dims[i];
-    y.dims[y.rank-1]=weight.dims[0];
+    if (x.rank == 0 || weight.rank != 2 || x.last() != weight.dims[1]) {
+      return Message("BlockMatMul: x has ").number(x.last()).text(" columns and weight rank ")
+          .number(int64_t(weight.rank)).text(" with ").number(weight.last())
+          .text(" columns; rank 2 and equal columns are required").error();
+    }
+    Tensor y = x;
+    y.dims[y.rank - 1] = weight.dims[0];
     EDGE_TRY(context.output(0, &y));
-    int64_t M=x.count(x.rank-1),K=x.last(),N=weight.dims[0];
-    return context.parallel(size_t(N),[&](size_t n)->Status*{
-      for(int64_t m=0;m<M;m++){ float a=0; for(int64_t k=0;k<K;k++){ float w; if(weight.type==ElementType::kFloat32) w=weight.as<float>()[n*K+k]; else if(weight.type==ElementType::kFloat16) w=load_part(weight.as<Half>()+n*K+k,1)[0]; else w=load_part(weight.as<Bfloat>()+n*K+k,1)[0]; a+=x.as<float>()[m*K+k]*w;} y.as<float>()[m*N+n]=a; } return nullptr; });
+    return with_weight_type("BlockMatMul", weight.type, [&](auto type) -> Status* {
+      using W = decltype(type);
+      const size_t n_size = size_t(weight.dims[0]), k_size = size_t(x.last());
+      const MatMul<W> product = {
+          x.as<float>(), k_size, weight.as<W>(), y.as<float>(), n_size,
+          size_t(x.count(x.rank - 1)), n_size, k_size};
+      return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });
+    });
   }
 };
 

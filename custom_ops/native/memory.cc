@@ -78,14 +78,10 @@ void scratch_drain() {
 // own; what arrives here is small.
 #define EDGE_C_FUNCTION extern "C" __attribute__((visibility("hidden"), used))
 
-using Chunk = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
-
 EDGE_C_FUNCTION void* memcpy(void* to, const void* from, size_t bytes) {
   auto* out = static_cast<uint8_t*>(to);
   auto* in = static_cast<const uint8_t*>(from);
-  for (; bytes >= 16; bytes -= 16, out += 16, in += 16) {
-    *reinterpret_cast<Chunk*>(out) = *reinterpret_cast<const Chunk*>(in);
-  }
+  for (; bytes >= 16; bytes -= 16, out += 16, in += 16) __builtin_memcpy_inline(out, in, 16);
   while (bytes--) *out++ = *in++;
   return to;
 }
@@ -103,8 +99,8 @@ EDGE_C_FUNCTION void* memmove(void* to, const void* from, size_t bytes) {
 
 EDGE_C_FUNCTION void* memset(void* to, int value, size_t bytes) {
   auto* out = static_cast<uint8_t*>(to);
-  const Chunk chunk = Chunk{} + uint8_t(value);
-  for (; bytes >= 16; bytes -= 16, out += 16) *reinterpret_cast<Chunk*>(out) = chunk;
+  const uint64_t eight = uint64_t(uint8_t(value)) * 0x0101010101010101u;
+  for (; bytes >= 8; bytes -= 8, out += 8) __builtin_memcpy_inline(out, &eight, 8);
   while (bytes--) *out++ = uint8_t(value);
   return to;
 }

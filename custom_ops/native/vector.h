@@ -28,25 +28,32 @@ struct Bfloat {
   uint16_t bits;
 };
 
-namespace detail {
+// Compilers make one unaligned move of it.
 template <class V>
-struct Unaligned;
-template <>
-struct Unaligned<F32> {
-  using type = float __attribute__((vector_size(kLanes * 4), aligned(1), may_alias));
-};
-template <>
-struct Unaligned<U16> {
-  using type = uint16_t __attribute__((vector_size(kLanes * 2), aligned(1), may_alias));
-};
+static inline V read(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V>
+static inline void write(void* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// A list of lane numbers to expand.
+template <class T, T... kI>
+struct Lanes {};
+using AllLanes = __make_integer_seq<Lanes, size_t, kLanes>;
+
+namespace detail {
+template <size_t... kI>
+static inline F32 repeat(float x, Lanes<size_t, kI...>) {
+  return F32{(static_cast<void>(kI), x)...};
+}
 }  // namespace detail
 
-static inline F32 splat(float x) { return F32{} + x; }
-static inline I32 splat_int(int32_t x) { return I32{} + x; }
-
-static inline U16 load_u16(const void* p) {
-  return *static_cast<const detail::Unaligned<U16>::type*>(p);
-}
+static inline F32 splat(float x) { return detail::repeat(x, AllLanes{}); }
 
 static inline F32 from_half(U16 h) {
 #if defined(__F16C__) || defined(__AVX512F__) || defined(__aarch64__)
@@ -65,15 +72,11 @@ static inline F32 from_half(U16 h) {
 
 static inline F32 from_bfloat(U16 b) { return (F32)(__builtin_convertvector(b, U32) << 16); }
 
-static inline F32 load(const float* p) {
-  return *reinterpret_cast<const detail::Unaligned<F32>::type*>(p);
-}
-static inline F32 load(const Half* p) { return from_half(load_u16(p)); }
-static inline F32 load(const Bfloat* p) { return from_bfloat(load_u16(p)); }
+static inline F32 load(const float* p) { return read<F32>(p); }
+static inline F32 load(const Half* p) { return from_half(read<U16>(p)); }
+static inline F32 load(const Bfloat* p) { return from_bfloat(read<U16>(p)); }
 
-static inline void store(float* p, F32 v) {
-  *reinterpret_cast<detail::Unaligned<F32>::type*>(p) = v;
-}
+static inline void store(float* p, F32 v) { write(p, v); }
 
 // Rounds to nearest, ties to even; overflow gives infinity and a NaN stays one.
 static inline void store(Half* p, F32 v) {
@@ -94,7 +97,7 @@ static inline void store(Half* p, F32 v) {
   half |= (U32)(magnitude > 0x7f800000u) & 0x200;
   const U16 bits = __builtin_convertvector(half | (raw >> 16 & 0x8000), U16);
 #endif
-  *reinterpret_cast<detail::Unaligned<U16>::type*>(p) = bits;
+  write(p, bits);
 }
 
 // The first `n` (< kLanes) elements, the rest zero; reads no byte beyond them.
