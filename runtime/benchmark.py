@@ -214,11 +214,11 @@ def _weight_bytes_per_token(session: Session, random: np.random.Generator) -> tu
             samples.append(read)
         if session.lengths[0] + 2 > session.context_limit:
             session.reset()
-    if samples:
-        return round(statistics.mean(samples)), _READ
     variant = session.package.manifest.variant(session.variant_name)
     files = session.package.manifest.files
-    return sum(files[path].size for path in set(variant.weights)), _ALL
+    stored = sum(files[path].size for path in set(variant.weights))
+    # Whole pages may be more than what is stored.
+    return (min(stored, round(statistics.mean(samples))), _READ) if samples else (stored, _ALL)
 
 
 def _cpu_name() -> str:

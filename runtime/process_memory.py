@@ -43,10 +43,11 @@ def _peak_from_rusage() -> int | None:
 
 
 def bytes_read_through_maps(folder: Path, call: Callable[[], object]) -> int | None:
-    """How many bytes of the files mapped from `folder` one call reads, to the page.
+    """How many bytes of the files mapped from `folder` one call reads, in whole pages.
 
     The processor marks each page it reads in the page table; the marks are cleared, the call made,
-    and the marks counted. None where the system does not show them (it takes Linux).
+    and the marks counted. A page has 4 kB, or 2 MB where the system found it worth while. None
+    where the system does not show them (it takes Linux).
     """
     clear = _PROC / "clear_refs"
     if not clear.exists():

@@ -1,4 +1,4 @@
-"""What a device has: Python, the wheel and ONNX Runtime; no torch, no onnx, and no clone."""
+"""A device for all tests: Python, the wheel and ONNX Runtime; no torch, no onnx, and no clone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from edgewright.artifacts.claims import claimed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 _NOT_SOURCE = ("-o", "--exclude-standard")
 
 
