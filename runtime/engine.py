@@ -149,12 +149,9 @@ def _warn_once(message: str) -> None:
         _log.warning(message)
 
 
-def open_graph(
-    package: Package, variant: Variant, graph: bytes, threads: int
+def _open_session(
+    ort: Any, package: Package, variant: Variant, graph: bytes, library: str | None, threads: int
 ) -> tuple[OrtSession, Kernels]:
-    """A graph that names the package's weights, as the session would open the variant's own."""
-    ort = load_onnxruntime()
-    library = _trusted_library(package, variant)
     options = _session_options(ort, package, threads)
     kernels: Kernels = "portable"
     if library is not None:
