@@ -62,7 +62,8 @@ class Target:
     name: str
     triple: str
     library: str
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...] = ()
 
     @property
     def isas(self) -> Mapping[str, str]:
@@ -71,8 +72,11 @@ class Target:
 
 def _targets() -> Iterator[Target]:
     for arch in _ISAS:
-        yield Target(f"linux-{arch}", f"{arch}-linux-none", "libedgewright_ops.so", ("-fPIC",))
-        yield Target(f"macos-{arch}", f"{arch}-macos", "libedgewright_ops.dylib", ("-fPIC",))
+        pic = ("-fPIC",)
+        # The other two systems' linkers refuse an undefined symbol by themselves.
+        closed = ("-Wl,-z,defs",)
+        yield Target(f"linux-{arch}", f"{arch}-linux-none", "libedgewright_ops.so", pic, closed)
+        yield Target(f"macos-{arch}", f"{arch}-macos", "libedgewright_ops.dylib", pic)
         no_probe = ("-mno-stack-arg-probe",)
         yield Target(f"windows-{arch}", f"{arch}-windows-gnu", "edgewright_ops.dll", no_probe)
 
@@ -142,7 +146,7 @@ def _sources() -> list[Path]:
 def _key(target: Target) -> str:
     """Names everything that the library's bytes depend on."""
     digest = hashlib.sha256()
-    facts = (_zig_version(), target.triple, *target.flags, *_COMPILE_FLAGS)
+    facts = (_zig_version(), target.triple, *target.flags, *target.link_flags, *_COMPILE_FLAGS)
     for text in (*facts, repr(sorted(target.isas.items())), op_table(_compiled_ops())):
         digest.update(text.encode() + b"\0")
     for path in _sources():
@@ -190,7 +194,7 @@ def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
         objects = [str(path) for path in pool.map(compile_unit, range(len(units)))]
     library = work / target.library
     link = ("cc", "-target", target.triple, "-shared", "-nostdlib", "-s", "-o", str(library))
-    _zig((*link, *objects), environment)
+    _zig((*link, *target.link_flags, *objects), environment)
     return library
 
 

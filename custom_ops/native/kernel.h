@@ -55,6 +55,11 @@ class Message {
   char buffer_[400];
 };
 
+static inline bool equal(const char* a, const char* b) {
+  while (*a && *a == *b) a++, b++;
+  return *a == *b;
+}
+
 constexpr size_t kMaxRank = 8;
 
 struct Tensor {

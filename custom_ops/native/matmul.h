@@ -48,12 +48,20 @@ struct MatMul {
 
   size_t tasks() const { return m_size == 0 ? 0 : column_tasks() * row_tasks(); }
 
-  Status* run(size_t task) const {
+  // The part of y that a task writes.
+  struct Part {
+    size_t m, rows, n, columns;
+  };
+
+  Part part(size_t task) const {
     const size_t n = task / row_tasks() * rows_per_task();
-    const size_t columns = n_size - n < rows_per_task() ? n_size - n : rows_per_task();
-    const size_t part = task % row_tasks();
-    const size_t m = m_size * part / row_tasks();
-    const size_t rows = m_size * (part + 1) / row_tasks() - m;
+    const size_t m = m_size * (task % row_tasks()) / row_tasks();
+    return {m, m_size * (task % row_tasks() + 1) / row_tasks() - m, n,
+            n_size - n < rows_per_task() ? n_size - n : rows_per_task()};
+  }
+
+  Status* run(size_t task) const {
+    const auto [m, rows, n, columns] = part(task);
     const float* xs = x + m * x_stride;
     const W* w = weight + n * k_size;
     float* ys = y + m * y_stride + n;
