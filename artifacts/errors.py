@@ -31,3 +31,7 @@ class ContextLengthError(SessionError):
 
 class ToolchainError(EdgewrightError):
     """The op library could not be compiled."""
+
+
+class TrainingError(EdgewrightError):
+    """There is nothing to train on, or the run cannot start or go on."""

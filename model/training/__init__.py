@@ -1,0 +1,1 @@
+"""Training: text goes in, a small Hugging Face checkpoint directory comes out."""
