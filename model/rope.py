@@ -205,8 +205,12 @@ class Rope(nn.Module):
         if spec.kind == "longrope":
             return torch.where(long_row, self.long_frequencies, self.frequencies)
         growth = spec.factor * total.float() / spec.switch_length - (spec.factor - 1)
-        base = spec.base * growth.clamp(min=1.0) ** (spec.dim / (spec.dim - 2))
-        return torch.where(long_row, base[:, None, None] ** -self.exponents, self.frequencies)
+        # Powers in float64, rounded at once: in float32 they would differ between libraries by an
+        # ulp, which a position of a few hundred turns into a visible angle.
+        grown = (growth.clamp(min=1.0).double() ** (spec.dim / (spec.dim - 2))).float()
+        base = (spec.base * grown)[:, None, None].double()
+        stretched = 1.0 / (base ** self.exponents.double()).float()
+        return torch.where(long_row, stretched, self.frequencies)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, interleaved: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol, cast
 
 from edgewright.artifacts.errors import ConfigError
@@ -12,6 +13,9 @@ from edgewright.model.config import ModelConfig
 from edgewright.model.config_reader import ConfigReader
 from edgewright.model.strict_json import Json
 from edgewright.model.weights import TensorSource, Weights
+
+
+_STRETCHING_CONTEXT = 1 << 20
 
 
 class Architecture(Protocol):
@@ -47,4 +51,7 @@ def load_config(values: Mapping[str, Json]) -> ModelConfig:
     reader.ignore("model_type")
     config = architecture.read_config(reader)
     reader.finish()
+    if any(rope.kind == "dynamic" for rope in config.ropes):
+        # max_position_embeddings is only where such a rotation begins to stretch.
+        return replace(config, max_context=max(config.max_context, _STRETCHING_CONTEXT))
     return config
