@@ -11,6 +11,8 @@ the uncached run; past it, with transformers' cached run over the same chunks.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 DtypeName = Literal["float32", "float16", "bfloat16"]
@@ -212,6 +214,7 @@ ENTRIES: dict[str, Entry] = {
         {
             "num_hidden_layers": 4,
             "sliding_window": 9,
+            "rms_norm_eps": 1e-3,
             "query_pre_attn_scalar": 10,
             "tie_word_embeddings": True,
         },
@@ -234,6 +237,7 @@ ENTRIES: dict[str, Entry] = {
             **_THREE,
             "num_hidden_layers": 7,
             "sliding_window": 8,
+            "rms_norm_eps": 1e-3,
             "query_pre_attn_scalar": 20,
             "tie_word_embeddings": True,
         },
@@ -271,6 +275,7 @@ ENTRIES: dict[str, Entry] = {
         "granite",
         {
             **_THREE,
+            "rms_norm_eps": 1e-4,
             "attention_multiplier": 0.2,
             "embedding_multiplier": 6.0,
             "residual_multiplier": 0.4,
@@ -344,35 +349,46 @@ ENTRIES: dict[str, Entry] = {
 
 def write_checkpoint(name: str, directory: Path, dtype: DtypeName = "float32") -> Path:
     """The entry's checkpoint under `directory`, written by transformers once."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     path = directory / f"{name}-{dtype}"
-    if (path / "config.json").exists():
-        return path
-    entry = ENTRIES[name]
-    config = AutoConfig.for_model(entry.model_type, **entry.config)
-    with torch.no_grad():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        for parameter_name, parameter in model.named_parameters():
-            parameter.copy_(_random_weight(parameter_name, parameter, entry, generator))
-        model.to(getattr(torch, dtype)).save_pretrained(path)
+    if not path.exists():
+        entry = ENTRIES[name]
+        config = AutoConfig.for_model(entry.model_type, **entry.config)
+        # Other processes may be after the same one.
+        partial = directory / f"{name}-{dtype}.{os.getpid()}"
+        save_random_model(config, partial, seed=name, dtype=dtype)
+        with contextlib.suppress(OSError):
+            partial.rename(path)
     return path
 
 
-def _random_weight(name: str, shape_of: Tensor, entry: Entry, generator: Generator) -> Tensor:
+def save_random_model(
+    config: PreTrainedConfig, path: Path, *, seed: str, dtype: DtypeName = "float32"
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_random_weight(name, parameter, config.model_type, generator))
+        model.to(getattr(torch, dtype)).save_pretrained(path)
+
+
+def _random_weight(name: str, like: Tensor, model_type: str, generator: Generator) -> Tensor:
     """Large enough that attention is not flat, and nowhere a value that would hide its absence."""
     import torch
 
-    noise = torch.randn(shape_of.shape, generator=generator)
+    noise: Tensor = torch.randn(like.shape, generator=generator)
     if "norm" in name and "weight" in name:
         # gemma adds one to its norms' weights.
-        return 0.2 * noise + (0.0 if entry.model_type.startswith("gemma") else 1.0)
+        return 0.2 * noise + (0.0 if model_type.startswith("gemma") else 1.0)
     if "bias" in name or "sinks" in name:
         return 0.5 * noise
     # gpt_oss saves its experts as [experts, in, out].
-    fan_in = shape_of.shape[-2 if entry.model_type == "gpt_oss" and noise.ndim == 3 else -1]
+    fan_in = like.shape[-2 if model_type == "gpt_oss" and noise.ndim == 3 else -1]
     return noise * (1.5 / fan_in**0.5)
 
 
@@ -400,8 +416,11 @@ def reference_logits(path: Path, ids: Sequence[int], chunks: Sequence[int] = ())
     model = reference_model(path)
     tokens = torch.tensor([list(ids)])
     with torch.no_grad():
+        # A dynamic rotation remembers the longest context it has met until it meets a short one.
+        model(tokens[:, :1], use_cache=False)
         if not chunks:
-            return model(tokens, use_cache=False).logits[0]
+            uncached: Tensor = model(tokens, use_cache=False).logits[0]
+            return uncached
         assert sum(chunks) == len(ids)
         cache = DynamicCache(config=model.config)
         parts = [

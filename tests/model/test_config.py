@@ -1,0 +1,181 @@
+"""config.json: what is read, what is known to be inert, and the one line that refuses the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from edgewright.artifacts.errors import ConfigError
+from edgewright.model.architectures import known_architectures, load_config
+from tests import model_zoo as zoo
+from tests.model.published_configs import PUBLISHED
+
+LLAMA = PUBLISHED["Llama-3.2-1B"]
+ROPE = LLAMA["rope_scaling"]
+
+
+def _with(model: str, **changes: Any) -> dict[str, Any]:
+    return {**PUBLISHED[model], **changes}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no model_type": ({"hidden_size": 8}, "'model_type' is missing"),
+    "unknown model_type": (_with("Llama-3.2-1B", model_type="gpt2"), "'gpt2' is not known; known"),
+    "model_type not a name": (_with("Llama-3.2-1B", model_type=["llama"]), "is not known"),
+    "a path for a model_type": (_with("Llama-3.2-1B", model_type="../llama"), "is not known"),
+    "unknown key": (_with("Llama-3.2-1B", attn_temperature=2), "unknown key 'attn_temperature'"),
+    "another family's key": (
+        _with("Llama-3.2-1B", layer_types=["full_attention"] * 4),
+        "unknown key 'layer_types'",
+    ),
+    "missing size": (
+        {key: value for key, value in LLAMA.items() if key != "hidden_size"},
+        "'hidden_size' is missing",
+    ),
+    "size of another type": (_with("Llama-3.2-1B", hidden_size="64"), "'hidden_size' is '64'"),
+    "size true": (_with("Llama-3.2-1B", vocab_size=True), "'vocab_size' is True"),
+    "zero heads": (_with("Llama-3.2-1B", num_attention_heads=0), "'num_attention_heads' is 0"),
+    "negative layers": (_with("Llama-3.2-1B", num_hidden_layers=-1), "'num_hidden_layers' is -1"),
+    "endless layers": (_with("Llama-3.2-1B", num_hidden_layers=10**9), "from 1 to 4096"),
+    "endless vocabulary": (_with("Llama-3.2-1B", vocab_size=10**300), "'vocab_size' is 1000"),
+    "heads over kv heads": (
+        _with("Llama-3.2-1B", num_key_value_heads=3),
+        "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+    ),
+    "heads that do not divide": (
+        _with("Llama-2-7b-hf", num_attention_heads=6),
+        "hidden_size 64 is not a multiple of num_attention_heads 6",
+    ),
+    "odd rotation": (_with("Llama-3.2-1B", head_dim=15), "15 values of each head"),
+    "number not a number": (_with("Llama-3.2-1B", rms_norm_eps="1e-5"), "required: a number"),
+    "no epsilon": (_with("Llama-3.2-1B", rms_norm_eps=0), "a number above 0"),
+    "number float32 cannot hold": (_with("Llama-3.2-1B", rope_theta=10**400), "a number"),
+    "unknown activation": (_with("Llama-3.2-1B", hidden_act="mish"), "required: one of gelu"),
+    "switch not a switch": (_with("Llama-3.2-1B", mlp_bias="no"), "required: true or false"),
+    "partial rotation": (
+        _with("Llama-3.2-1B", partial_rotary_factor=0.5),
+        "'partial_rotary_factor' is 0.5",
+    ),
+    "unknown rotation": (
+        _with("Llama-3.2-1B", rope_scaling={"rope_type": "mrope"}),
+        "unknown rotary scaling 'mrope'",
+    ),
+    "unknown rotary key": (
+        _with("Llama-3.2-1B", rope_scaling={**ROPE, "mrope_section": [1]}),
+        "config.json, rope_scaling: unknown key 'mrope_section'",
+    ),
+    "rotation without its factor": (
+        _with("Llama-3.2-1B", rope_scaling={"rope_type": "linear"}),
+        "rotary scaling needs 'factor'",
+    ),
+    "factor of nothing": (
+        _with("Llama-3.2-1B", rope_scaling={"rope_type": "linear", "factor": 0}),
+        "'factor' above 0",
+    ),
+    "rotation a list": (_with("Llama-3.2-1B", rope_scaling=[1]), "required: an object"),
+    "rotation by layer": (
+        _with("Qwen3-0.6B", rope_parameters={"full_attention": {"rope_type": "default"}}),
+        "unknown key 'full_attention'",
+    ),
+    "longrope of the wrong length": (
+        _with("Phi-3.5-mini-instruct", rope_scaling={"type": "su", "short_factor": [1.0]}),
+        "'short_factor' has 1 numbers, 8 are required",
+    ),
+    "phi3 rotation it does not know": (
+        _with("Phi-3.5-mini-instruct", rope_scaling={"type": "linear", "factor": 2.0}),
+        "required: default or longrope",
+    ),
+    "phi3 biases": (_with("Phi-4-mini-instruct", lm_head_bias=True), "'lm_head_bias' is True"),
+    "layer_types too short": (
+        _with("gemma-3-270m", layer_types=["full_attention"]),
+        "a list of 7 entries",
+    ),
+    "layer_types of another kind": (
+        _with("SmolLM3-3B", layer_types=["full_attention"] * 3 + ["linear_attention"]),
+        "'layer_types' is 'linear_attention'",
+    ),
+    "sliding without a window": (
+        _with("gemma-3-270m", sliding_window=None),
+        "but there is no sliding_window",
+    ),
+    "sliding switched off": (
+        _with("Qwen2.5-0.5B", layer_types=["sliding_attention"] * 4),
+        "but there is no sliding_window",
+    ),
+    "no window at all": (_with("Mistral-7B-v0.1", sliding_window=0), "'sliding_window' is 0"),
+    "both directions": (
+        _with("gemma-3-270m", use_bidirectional_attention=True),
+        "'use_bidirectional_attention' is True",
+    ),
+    "more chosen than there are": (
+        _with("Mixtral-8x7B-v0.1", num_experts_per_tok=9),
+        "num_experts_per_tok 9 is more than the 8 experts",
+    ),
+    "experts that cannot be gated": (
+        _with("Mixtral-8x7B-v0.1", hidden_act="relu"),
+        "'hidden_act' is 'relu'",
+    ),
+    "sequential cohere2": (
+        _with("c4ai-command-r7b-12-2024", use_parallel_block=False),
+        "'use_parallel_block' is False",
+    ),
+    "too few rotation switches": (_with("SmolLM3-3B", no_rope_layers=[1]), "4 entries"),
+    "a rotation given twice": (
+        _with("gemma-3-4b-text", rope_parameters={"full_attention": {"rope_type": "default"}}),
+        "both describe full_attention",
+    ),
+    "a key over two lines": (_with("Llama-3.2-1B", **{"a\nb": 1}), r"unknown key 'a\nb'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line(case: str) -> None:
+    config, message = REFUSED[case]
+    with pytest.raises(ConfigError) as caught:
+        load_config(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_type_lists_the_known() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"model_type": "llama5"})
+    assert all(name in str(caught.value) for name in known_architectures())
+
+
+@pytest.mark.parametrize("model_type", known_architectures())
+def test_defaults_are_transformers_own(model_type: str) -> None:
+    """A config that gives only its sizes leaves the rest to the same defaults."""
+    sizes: dict[str, Any] = {
+        "model_type": model_type,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 503,
+    }
+    full = AutoConfig.for_model(**sizes).to_dict()
+    assert load_config(sizes) == load_config(full)
+
+
+@pytest.mark.parametrize("alias", ["su", "yarn"])
+def test_phi3_calls_longrope_by_older_names(alias: str) -> None:
+    config = PUBLISHED["Phi-3.5-mini-instruct"]
+    older = {**config, "rope_scaling": {**config["rope_scaling"], "type": alias}}
+    assert load_config(older) == load_config(config)
+
+
+@pytest.mark.parametrize("name", zoo.ENTRIES)
+def test_keys_that_every_saved_config_may_carry_are_inert(name: str) -> None:
+    saved = AutoConfig.for_model(zoo.ENTRIES[name].model_type, **zoo.ENTRIES[name].config)
+    generation = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_length": 20}
+    book: dict[str, Any] = {
+        "_name_or_path": "x",
+        "torch_dtype": "float16",
+        "auto_map": {},
+        "id2label": {"0": "a"},
+    }
+    assert load_config({**saved.to_dict(), **generation, **book}) == load_config(saved.to_dict())
