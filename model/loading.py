@@ -48,9 +48,9 @@ def open_model(
     architecture = find_architecture(checkpoint.config)
     source = TensorSource(checkpoint.tensors, checkpoint.is_block_scaled)
     config = settle_head(source, load_config(checkpoint.config).with_cache(cache_dtype))
-    decoder = build_decoder(config)
     weights = architecture.weights(source, config)
     source.finish(architecture.INERT_TENSORS)
+    decoder = build_decoder(config)
     _match(decoder, weights)
     for name, buffer in list(decoder.named_buffers()):
         weights[name] = constant(buffer, name)

@@ -17,7 +17,7 @@ def read_moe(
     reader.ignore("num_local_experts", "num_experts")
     count = reader.integer(either, experts, minimum=fewest, maximum=_MOST_EXPERTS)
     chosen = reader.integer("num_experts_per_tok", top_k)
-    if chosen > max(count, fewest):
+    if count and chosen > count:
         raise reader.error(f"num_experts_per_tok {chosen} is more than the {count} experts")
     activation = reader.activation("hidden_act", "silu")
     if activation == "relu":

@@ -14,6 +14,10 @@ INERT_TENSORS: tuple[str, ...] = ()
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
+    # Carried by SmolLM2 and Falcon3, at the only values that transformers computes.
+    reader.require("rope_interleaved", False)
+    reader.require("activation", "swiglu")
+    reader.ignore("max_sequence_length")
     sizes = read_sizes(reader, max_context=2048)
     bias = reader.boolean("attention_bias", False)
     mixer = replace(

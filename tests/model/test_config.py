@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from edgewright.artifacts.errors import ConfigError
 from edgewright.model.architectures import known_architectures, load_config
+from edgewright.model.config import MlpSpec
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
 
@@ -179,3 +180,8 @@ def test_keys_that_every_saved_config_may_carry_are_inert(name: str) -> None:
         "id2label": {"0": "a"},
     }
     assert load_config({**saved.to_dict(), **generation, **book}) == load_config(saved.to_dict())
+
+
+def test_a_mixture_of_no_experts_is_dense() -> None:
+    config = load_config(_with("Qwen3-30B-A3B", num_experts=0))
+    assert all(isinstance(layer.feed_forward, MlpSpec) for layer in config.layers)
