@@ -14,7 +14,6 @@ from edgewright.model.config_reader import ConfigReader
 from edgewright.model.strict_json import Json
 from edgewright.model.weights import TensorSource, Weights
 
-
 _STRETCHING_CONTEXT = 1 << 20
 
 
