@@ -1,0 +1,142 @@
+"""Validation passes what is right, and names the layer and op of what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from safetensors.torch import load_file
+
+from edgewright.artifacts import Package
+from edgewright.artifacts.errors import PackageError
+from edgewright.export.validate import Report, validate
+
+
+def _validate(package: Path, checkpoint: Path, **options: bool) -> Report:
+    return validate(
+        package, checkpoint, prompt_tokens=(1, 20), greedy_tokens=8, seed=3, **options
+    )
+
+
+def _respoken(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """A copy whose graph was changed, and whose manifest vouches for it all the same."""
+    shutil.copytree(source, target)
+    path = target / "variants" / "cpu" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    data = model.SerializeToString()
+    path.write_bytes(data)
+    manifest = json.loads((target / "manifest.json").read_text())
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    manifest["files"]["variants/cpu/model.onnx"] = entry
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+def _node(model: onnx.ModelProto, op: str, index: int) -> onnx.NodeProto:
+    return [node for node in model.graph.node if node.op_type == op][index]
+
+
+def test_a_right_package_passes_and_keeps_the_evidence(
+    package: Package, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(package.root, tmp_path / "package")
+    report = _validate(tmp_path / "package", checkpoint, layers=True)
+    assert report.passed and report.culprit is None
+    assert report.reference.startswith("transformers 5.23")
+    assert {check.schedule for check in report.logits} == {
+        "at once",
+        "in sevens",
+        "token by token",
+        "resumed",
+        "in a batch",
+    }
+    assert {"layers.0", "layers.1", "layers.2"} <= {check.layer for check in report.layers}
+    opened = Package.open(tmp_path / "package", verify=True)
+    stored = json.loads(opened.read_evidence("cpu"))
+    assert stored["passed"] and stored["max_error"] == report.worst.difference.error
+    assert "passed" in report.render().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("op", "index", "attribute", "factor", "layer"),
+    [
+        ("CachedAttention", 1, "scale", 1.05, "layers.1"),
+        ("RMSNormalization", 4, "epsilon", 1e5, "layers.2"),
+    ],
+)
+def test_a_changed_attribute_is_found(
+    package: Package,
+    checkpoint: Path,
+    tmp_path: Path,
+    op: str,
+    index: int,
+    attribute: str,
+    factor: float,
+    layer: str,
+) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        for each in _node(model, op, index).attribute:
+            if each.name == attribute:
+                each.f *= factor
+
+    spoiled = _respoken(package.root, tmp_path / "spoiled", spoil)
+    report = _validate(spoiled, checkpoint)
+    assert not report.passed
+    assert report.culprit is not None
+    assert report.culprit.layer == layer
+    assert report.culprit.op.endswith(op)
+    assert f"first difference in {layer}" in report.render()
+    assert not json.loads(report.to_json())["passed"]
+
+
+def test_a_swapped_op_is_found(package: Package, checkpoint: Path, tmp_path: Path) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        _node(model, "Sigmoid", 1).op_type = "Tanh"
+
+    report = _validate(_respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
+    assert report.culprit is not None and report.culprit.layer == "layers.1"
+
+
+def test_a_changed_weight_is_found_and_named(
+    package: Package, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(package.root, tmp_path / "spoiled")
+    tensor = load_file(checkpoint / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    blob = tmp_path / "spoiled" / "shared_assets" / f"sha256-{digest}"
+    blob.write_bytes((tensor * 1.5).numpy().tobytes())
+    report = _validate(tmp_path / "spoiled", checkpoint)
+    assert report.culprit is not None
+    assert report.culprit.weights == ("layers.1.feed_forward.down.weight",)
+    assert report.culprit.op == "ai.edgewright::BlockMatMul"
+
+
+def test_what_only_later_calls_get_wrong_is_found(
+    package: Package, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A rotation that forgets where it is: right for a whole prompt, wrong from the second call."""
+
+    def spoil(model: onnx.ModelProto) -> None:
+        adder = next(node for node in model.graph.node if node.op_type == "Add")
+        position = next(i for i, name in enumerate(adder.input) if name.startswith("unsqueeze"))
+        adder.input[position] = adder.input[1 - position]
+        adder.op_type = "Max"
+
+    report = _validate(_respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
+    passed = {check.schedule: check.passed for check in report.logits if check.prompt_tokens == 20}
+    assert passed["at once"] and not passed["in sevens"]
+    assert report.culprit is not None and report.culprit.schedule == "in sevens"
+
+
+def test_another_models_checkpoint_is_refused(package: Package, tmp_path: Path) -> None:
+    from tests import model_zoo as zoo
+
+    other = zoo.write_checkpoint("mistral", tmp_path)
+    with pytest.raises(PackageError, match="another model"):
+        _validate(package.root, other)
