@@ -86,11 +86,7 @@ def measure(path: Path, prompt_tokens: int, threads: int | None) -> dict[str, fl
 
 def bare_loop(engine: Engine, prompt: list[int], capacity: int) -> Step:
     """The least that greedy decoding can be: run, argmax, and the next token in place."""
-    # As large as the session's buffers grow, so that both read the same memory.
-    size = 64
-    while size < capacity:
-        size *= 2
-    buffers = StateBuffers(engine.layout, 1, size)
+    buffers = StateBuffers(engine.layout, 1, capacity)
     ids = np.array([prompt], dtype=np.int64)
     start, length = np.zeros(1, dtype=np.int64), np.array([len(prompt)], dtype=np.int64)
     last = np.array([[len(prompt) - 1]], dtype=np.int64)

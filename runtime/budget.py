@@ -14,10 +14,15 @@ class Budget:
 
     memory_bytes: int
 
-    def check(self, layout: StateLayout, batch: int, capacity: int) -> None:
-        needed = batch * (layout.bytes_fixed + layout.bytes_per_token * capacity)
-        if needed > self.memory_bytes:
+    def capacity(self, layout: StateLayout, batch: int, needed: int, wanted: int) -> int:
+        """As many tokens a row as fit, up to `wanted`; an error where `needed` do not."""
+        smallest = batch * (layout.bytes_fixed + layout.bytes_per_token * needed)
+        if smallest > self.memory_bytes:
             raise SessionError(
-                f"{batch} rows of {capacity} tokens need {needed} bytes of state; the budget is "
+                f"{batch} rows of {needed} tokens need {smallest} bytes of state; the budget is "
                 f"{self.memory_bytes}: use fewer rows or tokens, or a larger budget"
             )
+        if layout.bytes_per_token == 0:
+            return wanted
+        room = self.memory_bytes - batch * layout.bytes_fixed
+        return min(wanted, room // (batch * layout.bytes_per_token))

@@ -6,7 +6,7 @@ from edgewright.artifacts.errors import PackageError, SessionError
 from edgewright.artifacts.states import StateLayout, StateSpec
 from edgewright.runtime.ort import Array, OrtValue, wrap, zeros
 
-_SMALLEST_CAPACITY = 64
+_SPARE_TOKENS = 64
 
 
 def check_layout(layout: StateLayout) -> None:
@@ -25,8 +25,11 @@ def check_layout(layout: StateLayout) -> None:
 
 
 def grown_capacity(needed: int, current: int, limit: int) -> int:
-    """At least `needed`; doubling, so that the copies of a long decode stay linear in all."""
-    return min(limit, max(needed, 2 * current, _SMALLEST_CAPACITY))
+    """Room for `needed` and some more; doubling, so that a long decode's copies stay linear.
+
+    Room that no token has touched takes address space, not memory.
+    """
+    return min(limit, max(needed + needed // 4 + _SPARE_TOKENS, 2 * current))
 
 
 class StateBuffers:
@@ -43,7 +46,7 @@ class StateBuffers:
         shape = spec.resolve(self.batch, capacity)
         try:
             return zeros(shape, spec.dtype)
-        except MemoryError as error:
+        except (MemoryError, OSError, OverflowError, ValueError) as error:
             raise SessionError(
                 f"no memory for state {spec.name} of shape {list(shape)}; "
                 "ask for a smaller capacity or batch"

@@ -75,7 +75,7 @@ class Context:
             width = min(chunk, total - offset)
             ids, length = _chunk_of(rows, lengths, offset, width)
             last = np.maximum(length - 1, 0)[:, None]
-            logits = self.feed(ids, length, last)
+            logits = self._feed(ids, length, last, is_last=offset + width == total)
             ended = (lengths > offset) & (lengths <= offset + width)
             result[ended] = logits[ended, 0]
         return result
@@ -90,17 +90,19 @@ class Context:
             wanted = np.arange(piece.shape[1], dtype=np.int64)[None]
             length = np.array([piece.shape[1]], dtype=np.int64)
             # A slice of a single row is contiguous: the graph writes the result itself.
-            self.feed(piece, length, wanted, result[:, offset : offset + chunk])
+            logits = result[:, offset : offset + chunk]
+            self._feed(piece, length, wanted, logits, is_last=offset + chunk >= len(ids))
         flat: Logits = result[0]
         return flat
 
-    def feed(self, ids: Ids, length: Ids, wanted: Ids, logits: Logits | None = None) -> Logits:
+    def _feed(
+        self, ids: Ids, length: Ids, wanted: Ids, logits: Logits | None = None, *, is_last: bool
+    ) -> Logits:
         """Run [batch, seq] ids, right padded; gives logits [batch, wanted, vocab]."""
-        self._reserve(length)
         if logits is None:
             logits = np.empty((*wanted.shape, self.engine.vocab_size), dtype=np.float32)
         tokens = (ids, self._lengths, length, wanted)
-        self._run(self.engine.bind(tokens, logits, self._buffers), shrink=True)
+        self._run(self.engine.bind(tokens, logits, self._buffers), shrink=is_last)
         self._lengths += length
         for row, count in enumerate(length.tolist()):
             self.tokens[row].extend(ids[row, :count].tolist())
@@ -155,18 +157,19 @@ class Context:
         self._lost = False
 
     def _allocate(self, used: int) -> StateBuffers:
-        capacity = grown_capacity(used, 0, self.limit)
-        if self._budget is not None:
-            self._budget.check(self.engine.layout, self.batch, capacity)
-        return StateBuffers(self.engine.layout, self.batch, capacity)
+        return StateBuffers(self.engine.layout, self.batch, self._capacity_for(max(used, 1), 0))
+
+    def _capacity_for(self, needed: int, current: int) -> int:
+        wanted = grown_capacity(needed, current, self.limit)
+        if self._budget is None:
+            return wanted
+        return self._budget.capacity(self.engine.layout, self.batch, needed, wanted)
 
     def _reserve(self, more: Ids) -> None:
         needed = int((self._lengths + more).max())
         if needed <= self._buffers.capacity:
             return
-        capacity = grown_capacity(needed, self._buffers.capacity, self.limit)
-        if self._budget is not None:
-            self._budget.check(self.engine.layout, self.batch, capacity)
+        capacity = self._capacity_for(needed, self._buffers.capacity)
         self._buffers.grow(capacity, int(self._lengths.max()))
         self._plan = None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ from edgewright.artifacts.errors import SessionError
 
 # Rows of weights and states start on a cache line, as vector loads like them.
 _ALIGNMENT = 64
+_MAPPED_BYTES = 1 << 17
 _MESSAGE_LIMIT = 400
 
 Array = NDArray[Any]
@@ -65,12 +68,27 @@ def one_line(error: BaseException) -> str:
 
 
 def zeros(shape: Sequence[int], dtype: str) -> Array:
-    """Aligned, zeroed, and only in memory once it is touched."""
+    """Aligned, zeroed, and only in memory once it is touched.
+
+    Large arrays are mapped, because an allocator keeps what it is given back, and clears by writing
+    what it gives out again.
+    """
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
-    offset = -raw.ctypes.data % _ALIGNMENT
-    return raw[offset : offset + size].view(kind).reshape(tuple(shape))
+    if size >= _MAPPED_BYTES:
+        raw = np.frombuffer(_map_memory(size), dtype=np.uint8)
+    else:
+        block = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
+        offset = -block.ctypes.data % _ALIGNMENT
+        raw = block[offset : offset + size]
+    return raw.view(kind).reshape(tuple(shape))
+
+
+def _map_memory(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    # Private: what a forked process writes is its own.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def wrap(array: Array) -> OrtValue:

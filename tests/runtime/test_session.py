@@ -178,12 +178,13 @@ def test_growth_stops_at_the_context(toy: Path) -> None:
 
 
 def test_a_budget_refuses_before_the_memory_is_taken(toy: Path) -> None:
-    session = Session.open(toy, budget=Budget(memory_bytes=70 * 2 * 4 * 4))
+    session = Session.open(toy, budget=Budget(memory_bytes=6 * 4 + 70 * 2 * 4 * 4))
     session.prefill(prompt(60))
+    session.prefill(prompt(10))  # to the last byte
     with pytest.raises(SessionError, match="budget"):
         session.prefill(prompt(60))
     with pytest.raises(SessionError, match="2 rows"):
-        Session.open(toy, budget=Budget(memory_bytes=4000)).prefill([[1], [2]])
+        Session.open(toy, budget=Budget(memory_bytes=100)).prefill([[1], [2]])
 
 
 def test_states_stay_in_the_memory_they_are_bound_to(any_toy: Path) -> None:
