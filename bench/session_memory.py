@@ -30,7 +30,9 @@ session.prefill(ids)
 prefilled = ProcessMemory.read().private_bytes
 for _ in range(32):
     session.decode(1)
-print(json.dumps({"tokens": count + 32, "state": session.state_bytes, "prefilled": prefilled,
+layout = session.package.manifest.variant(session.variant_name).states
+state = layout.bytes_fixed + layout.bytes_per_token * (count + 32)
+print(json.dumps({"tokens": count + 32, "state": state, "prefilled": prefilled,
     "decoded": ProcessMemory.read().private_bytes, "peak": ProcessMemory.read().peak_bytes,
     "kernels": session.kernels}))
 """
