@@ -9,16 +9,13 @@ namespace EDGE_ISA {
 namespace attention {
 
 constexpr int64_t kMostFewRows = 8;
-// Dot products in flight. Rows are taken 8, 4, 2 or 1 together, and their keys in groups of
+// Dot products in flight. The rows are padded to 1, 2, 4 or 8, and keys are taken in groups of
 // kSums / rows; the scores of a group lie row by row.
 constexpr size_t kSums = kLanes == 16 ? 16 : 8;
-// Far enough ahead for memory, near enough to stay in the first cache.
-constexpr size_t kPrefetchBytes = 4096;
-
-template <class T>
-static inline void prefetch_ahead(const T* p) {
-  prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
-}
+// Keys are taken in blocks of about this many bytes. While the keys of a block are read, its values
+// are fetched, and while its values are read, the next block's keys: far enough ahead for memory,
+// and following the table, which the processor cannot do by itself.
+constexpr int64_t kFetchBytes = 4096;
 
 // Intermediate results; rows are padded with zeros to whole vectors.
 struct FewRows {
@@ -46,7 +43,7 @@ struct FewRows {
 // The scores of kRows rows against one group of keys.
 template <size_t kRows, class C>
 static inline void group_scores(const float* query, size_t stride, size_t dim,
-                                const C* const* keys, float* scores) {
+                                const C* const* keys, const C* const* ahead, float* scores) {
   constexpr size_t kKeys = kSums / kRows;
   F32 sums[kSums] = {};
   size_t d = 0;
@@ -54,7 +51,7 @@ static inline void group_scores(const float* query, size_t stride, size_t dim,
     F32 key[kKeys];
     for (size_t k = 0; k < kKeys; k++) {
       key[k] = load(keys[k] + d);
-      prefetch_ahead(keys[k] + d);
+      prefetch(ahead[k] + d);
     }
     for (size_t r = 0; r < kRows; r++) {
       const F32 q = load(query + r * stride + d);
@@ -76,8 +73,9 @@ static inline void group_scores(const float* query, size_t stride, size_t dim,
 
 // Adds the values of `count` keys, weighted, to kVectors vectors of kRows rows of the output.
 template <size_t kRows, size_t kVectors, class C>
-static inline void add_values(const float* weights, const C* const* values, size_t count, size_t at,
-                              size_t part, const float* decay, float* output, size_t stride) {
+static inline void add_values(const float* weights, const C* const* values, const C* const* ahead,
+                              size_t count, size_t at, size_t part, const float* decay,
+                              float* output, size_t stride) {
   constexpr size_t kKeys = kSums / kRows;
   F32 sums[kRows][kVectors] = {};
   for (size_t j = 0; j < count; j++) {
@@ -86,7 +84,7 @@ static inline void add_values(const float* weights, const C* const* values, size
     for (size_t v = 0; v < kVectors; v++) {
       const C* p = values[j] + at + v * kLanes;
       value[v] = part ? load_part(p, part) : load(p);
-      prefetch_ahead(p);
+      prefetch(ahead[j] + at + v * kLanes);
     }
     for (size_t r = 0; r < kRows; r++) {
       const F32 weight = splat(w[r * kKeys]);
@@ -105,11 +103,11 @@ static inline void add_values(const float* weights, const C* const* values, size
 
 // Removes what a row may not see: keys past the block's end, its own future, beyond its window.
 template <size_t kRows, class C>
-static void mask_few(const Job<C>& job, int64_t row, int64_t from, int64_t count, float* scores) {
+static void mask_few(const Job<C>& job, int64_t from, int64_t count, float* scores) {
   constexpr int64_t kKeys = kSums / kRows;
   const int64_t padded = round_up(count, kKeys);
-  for (int64_t r = 0; r < int64_t(kRows); r++) {
-    const int64_t low = job.oldest(row + r), high = job.position(row + r);
+  for (int64_t r = 0; r < job.rows(); r++) {
+    const int64_t row = job.first_row + r, low = job.oldest(row), high = job.position(row);
     for (int64_t j = 0; j < padded; j++) {
       if (j < count && from + j >= low && from + j <= high) continue;
       scores[j / kKeys * kSums + r * kKeys + j % kKeys] = -__builtin_inff();
@@ -158,16 +156,45 @@ static void weigh_few(float* scores, size_t groups, float* peak, float* mass, fl
   }
 }
 
-// kRows rows from `row` on, against the keys of one block.
+// The keys and values of one block, and the keys of the next.
+template <class C>
+struct Block {
+  int64_t from, count;
+  const C** keys;
+  const C** values;
+  const C** ahead;
+};
+
+// As many vectors at a time as there are registers for.
+template <size_t kRows, size_t kVectors, class C>
+static inline size_t add_columns(const Job<C>& job, const FewRows& few, const Block<C>& block,
+                                 size_t d, const float* decay) {
+  const size_t v_dim = size_t(job.values.dim), stride = size_t(few.output_stride);
+  if constexpr (kVectors * kRows <= kSums) {
+    for (; d + kVectors * kLanes <= v_dim; d += kVectors * kLanes) {
+      add_values<kRows, kVectors>(few.scores, block.values, block.ahead, size_t(block.count), d, 0,
+                                  decay, few.output, stride);
+    }
+  }
+  if constexpr (kVectors > 1) {
+    return add_columns<kRows, kVectors / 2>(job, few, block, d, decay);
+  } else {
+    if (d < v_dim) {
+      add_values<kRows, 1>(few.scores, block.values, block.ahead, size_t(block.count), d,
+                           v_dim - d, decay, few.output, stride);
+    }
+    return v_dim;
+  }
+}
+
 template <size_t kRows, class C>
-EDGE_OUT_OF_LINE static void block_few(const Job<C>& job, const FewRows& few, int64_t row, int64_t from,
-                      int64_t count, const C* const* keys, const C* const* values) {
+EDGE_OUT_OF_LINE static void block_few(const Job<C>& job, const FewRows& few,
+                                       const Block<C>& block) {
   constexpr size_t kKeys = kSums / kRows;
-  const size_t at = size_t(row - job.first_row);
-  const size_t groups = (size_t(count) + kKeys - 1) / kKeys;
-  const float* query = few.query + at * size_t(few.query_stride);
+  const size_t count = size_t(block.count), groups = (count + kKeys - 1) / kKeys;
   for (size_t g = 0; g < groups; g++) {
-    group_scores<kRows>(query, size_t(few.query_stride), size_t(job.keys.dim), keys + g * kKeys,
+    group_scores<kRows>(few.query, size_t(few.query_stride), size_t(job.keys.dim),
+                        block.keys + g * kKeys, block.values + g * kKeys,
                         few.scores + g * kSums);
   }
   if (job.softcap > 0) {
@@ -176,36 +203,28 @@ EDGE_OUT_OF_LINE static void block_few(const Job<C>& job, const FewRows& few, in
       store(few.scores + i, soft_cap(load(few.scores + i), cap, inverse));
     }
   }
-  const bool is_whole = size_t(count) % kKeys == 0 && from + count - 1 <= job.position(row) &&
-                        from >= job.oldest(row + int64_t(kRows) - 1);
-  if (!is_whole) mask_few<kRows>(job, row, from, count, few.scores);
+  const bool is_whole = count % kKeys == 0 &&
+                        block.from + block.count - 1 <= job.position(job.first_row) &&
+                        block.from >= job.oldest(job.last_row - 1);
+  if (!is_whole) mask_few<kRows>(job, block.from, block.count, few.scores);
   float decay[kRows];
-  weigh_few<kRows>(few.scores, groups, few.peak + at, few.mass + at, decay);
-
-  constexpr size_t kVectors = kSums / kRows > 8 ? 8 : kSums / kRows;
-  const size_t v_dim = size_t(job.values.dim), stride = size_t(few.output_stride);
-  float* output = few.output + at * stride;
-  size_t d = 0;
-  for (; d + kVectors * kLanes <= v_dim; d += kVectors * kLanes) {
-    add_values<kRows, kVectors>(few.scores, values, size_t(count), d, 0, decay, output, stride);
-  }
-  for (; d < v_dim; d += kLanes) {
-    const size_t part = d + kLanes <= v_dim ? 0 : v_dim - d;
-    add_values<kRows, 1>(few.scores, values, size_t(count), d, part, decay, output, stride);
-  }
+  weigh_few<kRows>(few.scores, groups, few.peak, few.mass, decay);
+  add_columns<kRows, 8>(job, few, block, 0, decay);
 }
 
+// Rows that only fill up are of zeros.
 template <class C>
 static void begin_few(const Job<C>& job, const FewRows& few) {
-  for (int64_t i = 0; i < job.rows(); i++) {
-    const float* from = job.query_row(job.first_row + i);
+  for (int64_t i = 0; i < kMostFewRows * few.query_stride; i++) few.query[i] = 0.0f;
+  for (int64_t i = 0; i < kMostFewRows * few.output_stride; i++) few.output[i] = 0.0f;
+  for (int64_t i = 0; i < kMostFewRows; i++) {
+    const int64_t row = job.first_row + i;
+    few.peak[i] = row < job.last_row ? job.first_peak(row) : 0.0f;
+    few.mass[i] = row < job.last_row ? job.first_mass(row) : 0.0f;
+    if (row >= job.last_row) continue;
+    const float* query = job.query_row(row);
     float* to = few.query + i * few.query_stride;
-    for (int64_t d = 0; d < few.query_stride; d++) {
-      to[d] = d < job.keys.dim ? from[d] * job.scale : 0.0f;
-    }
-    for (int64_t d = 0; d < few.output_stride; d++) few.output[i * few.output_stride + d] = 0.0f;
-    few.peak[i] = job.first_peak(job.first_row + i);
-    few.mass[i] = job.first_mass(job.first_row + i);
+    for (int64_t d = 0; d < job.keys.dim; d++) to[d] = query[d] * job.scale;
   }
 }
 
@@ -223,29 +242,42 @@ static void end_few(const Job<C>& job, const FewRows& few) {
   }
 }
 
-template <class C>
-EDGE_OUT_OF_LINE static void attend_few(const Job<C>& job, float* memory) {
-  const FewRows few(memory, job.keys.dim, job.values.dim);
-  begin_few(job, few);
+template <size_t kRows, class C>
+EDGE_OUT_OF_LINE static void blocks_few(const Job<C>& job, const FewRows& few) {
+  constexpr int64_t kKeys = kSums / kRows;
+  // More rows make a block's own costs larger: they need more keys.
+  constexpr int64_t kLeast = kKeys > 2 * int64_t(kRows) ? kKeys : 2 * kRows;
+  const int64_t fitting = kFetchBytes / (job.keys.dim * int64_t(sizeof(C))) / kLeast * kLeast;
+  const int64_t step = smaller(larger(fitting, kLeast), kBlockKeys);
   const int64_t low = larger(job.first_key, job.oldest(job.first_row));
   const int64_t high = smaller(job.last_key, job.position(job.last_row - 1) + 1);
-  for (int64_t from = low; from < high; from += kBlockKeys) {
-    const int64_t count = smaller(kBlockKeys, high - from);
-    const C* keys[kBlockKeys];
-    const C* values[kBlockKeys];
-    job.keys.find(from, count, kBlockKeys, keys);
-    job.values.find(from, count, count, values);
-    int64_t row = job.first_row;
-    for (; row + 8 <= job.last_row; row += 8) {
-      block_few<8>(job, few, row, from, count, keys, values);
-    }
-    for (; row + 4 <= job.last_row; row += 4) {
-      block_few<4>(job, few, row, from, count, keys, values);
-    }
-    for (; row + 2 <= job.last_row; row += 2) {
-      block_few<2>(job, few, row, from, count, keys, values);
-    }
-    if (row < job.last_row) block_few<1>(job, few, row, from, count, keys, values);
+  const C* places[3][kBlockKeys];
+  Block<C> block = {low, 0, places[0], places[1], places[2]};
+  if (low < high) job.keys.find(low, smaller(step, high - low), step, block.ahead);
+  for (; block.from < high; block.from += step) {
+    const C** keys = block.ahead;
+    block.ahead = block.keys;
+    block.keys = keys;
+    block.count = smaller(step, high - block.from);
+    job.values.find(block.from, block.count, step, block.values);
+    const int64_t next = smaller(block.from + step, high - 1);  // in range at the end too
+    job.keys.find(next, smaller(step, high - next), step, block.ahead);
+    block_few<kRows>(job, few, block);
+  }
+}
+
+template <class C>
+static void attend_few(const Job<C>& job, float* memory) {
+  const FewRows few(memory, job.keys.dim, job.values.dim);
+  begin_few(job, few);
+  if (job.rows() > 4) {
+    blocks_few<8>(job, few);
+  } else if (job.rows() > 2) {
+    blocks_few<4>(job, few);
+  } else if (job.rows() > 1) {
+    blocks_few<2>(job, few);
+  } else {
+    blocks_few<1>(job, few);
   }
   end_few(job, few);
 }

@@ -127,7 +127,7 @@ static void mask_tile(const Job<C>& job, const Tile& tile, int64_t from, int64_t
       float* s = scores + (size_t(j) * kVectors + v) * kLanes;
       I32 step;
       __builtin_memcpy(&step, tile.step + v * kLanes, sizeof(step));
-      const I32 seen = (step >= splat_int(int32_t(least))) & (step < splat_int(int32_t(most)));
+      const I32 seen = (step >= int32_t(least)) & (step < int32_t(most));
       store(s, select(seen, load(s), splat(-__builtin_inff())));
     }
   }

@@ -1,0 +1,235 @@
+"""CachedAttention's kernel against ONNX Runtime's GroupQueryAttention, and against the machine: the
+fraction of its read bandwidth that decoding reaches and of its float32 peak that prefill reaches.
+
+    python bench/cached_attention.py [--threads 2] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper
+
+from edgewright.custom_ops import DOMAIN, OPS
+from edgewright.custom_ops.compiler import build, host_target
+
+DECODE_ROUNDS, PREFILL_ROUNDS = 40, 9
+# Decoding goes from cache to cache, as it does from layer to layer, so that every read is from
+# memory and not from the processor's last cache.
+COLD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    dim: int
+    seq: int
+    past: int
+
+    @property
+    def held_bytes(self) -> int:
+        return 2 * 4 * self.kv_heads * self.dim * (self.past + self.seq)
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of the two products, of visible pairs only."""
+        pairs = self.seq * self.past + self.seq * (self.seq + 1) / 2
+        return 4.0 * self.heads * self.dim * pairs
+
+
+@dataclass(frozen=True)
+class Row:
+    heads: int
+    kv_heads: int
+    dim: int
+    seq: int
+    past: int
+    microseconds: float
+    ort_microseconds: float
+    fraction: float  # of bandwidth when seq is 1, of the peak else
+
+
+def _inputs(shape: Shape) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    width, kv_width = shape.heads * shape.dim, shape.kv_heads * shape.dim
+    return {
+        "query": rng.standard_normal((1, shape.seq, width), np.float32),
+        "key": rng.standard_normal((1, shape.seq, kv_width), np.float32),
+        "value": rng.standard_normal((1, shape.seq, kv_width), np.float32),
+        "table": np.zeros((1, 1), np.int64),
+        "start": np.array([shape.past]),
+        "length": np.array([shape.seq]),
+        "sinks": np.array([-np.inf], np.float32),
+        "seqlens_k": np.array([shape.past + shape.seq - 1], np.int32),
+        "total": np.array(shape.past + shape.seq, np.int32),
+    }
+
+
+def _session(
+    node: onnx.NodeProto, types: dict[str, int], threads: int, library: str | None
+) -> ort.InferenceSession:
+    def infos(names: list[str]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, types.get(name, 1), None) for name in names]
+
+    graph = helper.make_graph([node], "attention", infos(node.input), infos(node.output))
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(node.domain, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(library)
+    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
+def _ours(shape: Shape, threads: int, library: str) -> ort.InferenceSession:
+    spec = OPS["CachedAttention"]
+    node = helper.make_node(
+        spec.name,
+        [tensor.name for tensor in spec.inputs],
+        [tensor.name for tensor in spec.outputs],
+        domain=DOMAIN,
+        num_heads=shape.heads,
+        scale=shape.dim**-0.5,
+        window=0,
+        softcap=0.0,
+    )
+    types = {name: TensorProto.INT64 for name in ("table", "start", "length")}
+    return _session(node, types, threads, library)
+
+
+def _theirs(shape: Shape, threads: int) -> ort.InferenceSession:
+    node = helper.make_node(
+        "GroupQueryAttention",
+        ["query", "key", "value", "key_cache", "value_cache", "seqlens_k", "total"],
+        ["output", "key_cache_out", "value_cache_out"],
+        domain="com.microsoft",
+        num_heads=shape.heads,
+        kv_num_heads=shape.kv_heads,
+        scale=shape.dim**-0.5,
+    )
+    types = {name: TensorProto.INT32 for name in ("seqlens_k", "total")}
+    return _session(node, types, threads, None)
+
+
+def _steps(shape: Shape, session: ort.InferenceSession) -> list[Callable[[], None]]:
+    """One call for each of several caches, every cache bound as input and output."""
+    arrays = _inputs(shape)
+    caches = -(-COLD_BYTES // shape.held_bytes) if shape.seq == 1 else 1
+    rng = np.random.default_rng(1)
+    size = (1, shape.kv_heads, shape.past + shape.seq, shape.dim)
+    steps = []
+    for _ in range(caches):
+        binding = session.io_binding()
+        names = {node.name for node in session.get_inputs()}
+        for name in names & arrays.keys():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(arrays[name]))
+        for name in ("key_cache", "value_cache"):
+            value = ort.OrtValue.ortvalue_from_numpy(rng.standard_normal(size, np.float32))
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(f"{name}_out", value)
+        binding.bind_output("output", "cpu")
+        steps.append(lambda b=binding: session.run_with_iobinding(b))
+    return steps
+
+
+def _compare(shape: Shape, threads: int, library: str) -> tuple[float, float]:
+    """Median seconds of ours and of theirs, taken in turns."""
+    rounds = DECODE_ROUNDS if shape.seq == 1 else PREFILL_ROUNDS
+    sides = [
+        _steps(shape, _ours(shape, threads, library)),
+        _steps(shape, _theirs(shape, threads)),
+    ]
+    taken: list[list[float]] = [[], []]
+    for number in range(rounds + 2):
+        for side, steps in enumerate(sides):
+            chosen = steps if shape.seq == 1 and number < 2 else [steps[number % len(steps)]]
+            for step in chosen:
+                begin = time.perf_counter()
+                step()
+                taken[side].append(time.perf_counter() - begin)
+    warm = [side[len(side) - rounds :] for side in taken]
+    return statistics.median(warm[0]), statistics.median(warm[1])
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second, the median of summing a block that no cache holds."""
+    torch.set_num_threads(threads)
+    block = torch.ones(COLD_BYTES // 4)
+    taken = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        block.sum()
+        taken.append(time.perf_counter() - begin)
+    return COLD_BYTES / statistics.median(taken)
+
+
+def float_peak(threads: int) -> float:
+    """Float32 operations a second of the best matrix product that torch does."""
+    torch.set_num_threads(threads)
+    a = torch.randn(1536, 1536)
+    taken = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        a @ a
+        taken.append(time.perf_counter() - begin)
+    return 2 * 1536**3 / min(taken)
+
+
+SHAPES = [
+    *(Shape(32, 8, 64, 1, past) for past in (127, 2047, 8191)),
+    Shape(16, 8, 128, 1, 8191),
+    Shape(8, 8, 64, 1, 8191),
+    Shape(8, 1, 128, 1, 8191),
+    *(Shape(32, 8, 64, seq, 0) for seq in (512, 2048)),
+    *(Shape(16, 8, 128, seq, 0) for seq in (512, 2048)),
+    Shape(32, 8, 64, 512, 2048),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    library = str(build(host_target()).path)
+    bandwidth, peak = read_bandwidth(options.threads), float_peak(options.threads)
+    rows = []
+    for shape in SHAPES:
+        # GroupQueryAttention on the CPU takes no second prompt chunk of more than one row.
+        ours, theirs = _compare(shape, options.threads, library)
+        work = shape.held_bytes / bandwidth if shape.seq == 1 else shape.flops / peak
+        rows.append(
+            Row(
+                **asdict(shape),
+                microseconds=ours * 1e6,
+                ort_microseconds=theirs * 1e6,
+                fraction=work / ours,
+            )
+        )
+    if options.json:
+        figures = {"bandwidth": bandwidth, "peak": peak, "rows": [asdict(row) for row in rows]}
+        print(json.dumps(figures, indent=1))
+        return
+    print(f"{options.threads} threads: {bandwidth / 1e9:.1f} GB/s read, {peak / 1e9:.0f} GFLOP/s")
+    print("heads  dim   seq  past |    ours us     ORT us  ratio | fraction of")
+    for row in rows:
+        bound = "bandwidth" if row.seq == 1 else "peak"
+        print(
+            f"{row.heads:3}/{row.kv_heads:<2} {row.dim:4} {row.seq:5} {row.past:5} |"
+            f" {row.microseconds:10.0f} {row.ort_microseconds:10.0f} "
+            f"{row.ort_microseconds / row.microseconds:6.2f} | {row.fraction:.2f} {bound}"
+        )
+
+
+if __name__ == "__main__":
+    main()
