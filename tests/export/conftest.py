@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests import model_zoo as zoo
 
 from edgewright.artifacts import Package
 from edgewright.export import export_checkpoint
+from tests import model_zoo as zoo
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import model_zoo as zoo
 
 from edgewright.artifacts import Package
 from edgewright.artifacts.errors import ExportError, PackageError
 from edgewright.export import export_checkpoint
 from edgewright.runtime import Session
+from tests import model_zoo as zoo
 
 
 def _blob(package: Package, data: bytes) -> bool:
@@ -75,7 +75,8 @@ def test_a_float16_cache_is_half_the_size(checkpoint: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("layers.1.mlp.up_proj.weight", float("nan")), ("norm.weight", float("inf"))]
+    ("name", "value"),
+    [("layers.1.mlp.up_proj.weight", float("nan")), ("norm.weight", float("inf"))],
 )
 def test_values_that_are_not_finite_are_told(
     checkpoint: Path, tmp_path: Path, name: str, value: float

@@ -18,9 +18,7 @@ from edgewright.export.validate import Report, validate
 
 
 def _validate(package: Path, checkpoint: Path, **options: bool) -> Report:
-    return validate(
-        package, checkpoint, prompt_tokens=(1, 20), greedy_tokens=8, seed=3, **options
-    )
+    return validate(package, checkpoint, prompt_tokens=(1, 20), greedy_tokens=8, seed=3, **options)
 
 
 def _respoken(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -123,10 +121,11 @@ def test_what_only_later_calls_get_wrong_is_found(
     """A rotation that forgets where it is: right for a whole prompt, wrong from the second call."""
 
     def spoil(model: onnx.ModelProto) -> None:
-        adder = next(node for node in model.graph.node if node.op_type == "Add")
-        position = next(i for i, name in enumerate(adder.input) if name.startswith("unsqueeze"))
-        adder.input[position] = adder.input[1 - position]
-        adder.op_type = "Max"
+        nodes = model.graph.node
+        index = next(i for i, node in enumerate(nodes) if node.op_type == "Add")
+        start = nodes[index].input[0]
+        nodes[index].input[0] = "nowhere"
+        nodes.insert(index, onnx.helper.make_node("Sub", [start, start], ["nowhere"]))
 
     report = _validate(_respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
     passed = {check.schedule: check.passed for check in report.logits if check.prompt_tokens == 20}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests import model_zoo as zoo
 
 from edgewright.artifacts.claims import claimed
 from edgewright.export import export_checkpoint
+from tests import model_zoo as zoo
 
 LENGTHS = (1, 17, 300)
 GREEDY_PROMPT, GREEDY_TOKENS = 17, 64
@@ -59,7 +59,11 @@ def expectations(name: str, checkpoint: Path) -> dict[str, np.ndarray]:
 def _chunked(length: int) -> dict[str, list[int]]:
     half = length // 2
     sevens = [b - a for a, b in pairwise([*range(0, length, 7), length])]
-    return {"in_sevens": sevens, "one_by_one": [1] * length, "resumed": [half, *[1] * (length - half)]}
+    return {
+        "in_sevens": sevens,
+        "one_by_one": [1] * length,
+        "resumed": [half, *[1] * (length - half)],
+    }
 
 
 def _greedy(name: str, checkpoint: Path, prompt: list[int]) -> list[int]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import model_zoo as zoo
-from tests.parity.built import build
-from tests.parity.check_package import check, check_greedy, error, in_sevens
 
 from edgewright.artifacts import trust
 from edgewright.runtime import Session
+from tests import model_zoo as zoo
+from tests.parity.built import build
+from tests.parity.check_package import check, check_greedy, error, in_sevens
 
 
 @pytest.mark.parametrize("name", zoo.ENTRIES)
