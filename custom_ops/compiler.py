@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,8 +81,8 @@ def _targets() -> Iterator[Target]:
         yield Target(f"windows-{arch}", f"{arch}-windows-gnu", "edgewright_ops.dll", no_probe)
 
 
-_BY_NAME: Mapping[str, Target] = {target.name: target for target in _targets()}
-TARGETS: tuple[str, ...] = tuple(_BY_NAME)
+TARGETS_BY_NAME: Mapping[str, Target] = {target.name: target for target in _targets()}
+TARGETS: tuple[str, ...] = tuple(TARGETS_BY_NAME)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def host_target() -> str:
     systems = {"linux": "linux", "darwin": "macos", "win32": "windows"}
     machines = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
     name = f"{systems.get(sys.platform)}-{machines.get(platform.machine().lower())}"
-    if name not in _BY_NAME:
+    if name not in TARGETS_BY_NAME:
         raise ToolchainError(
             f"this machine is {sys.platform} on {platform.machine()}; "
             f"kernels are compiled for {', '.join(TARGETS)}; the function bodies run without them"
@@ -115,9 +115,9 @@ def build(target: str) -> Library:
     """Compile, unless this machine compiled the same sources for the same target before."""
     from edgewright.artifacts import trust
 
-    if target not in _BY_NAME:
+    if target not in TARGETS_BY_NAME:
         raise ToolchainError(f"no target {target!r}; choose from {', '.join(TARGETS)}")
-    chosen = _BY_NAME[target]
+    chosen = TARGETS_BY_NAME[target]
     root = cache_dir() / "kernels"
     path = root / target / _key(chosen)[:32] / chosen.library
     if path.is_file():
@@ -170,24 +170,30 @@ def _zig_version() -> str:
 
 def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
     (work / "ops.inc").write_text(op_table(_compiled_ops()))
+    native = _ROOT / "native"
+    baseline = next(iter(target.isas))
+    kernels = [_ROOT / spec.function / "kernel.cc" for spec in _compiled_ops()]
+    units = [(source, isa) for source in (*kernels, native / "matmul.cc") for isa in target.isas]
+    units += [(native / name, baseline) for name in ("registry.cc", "scratch.cc", "memory.cc")]
+    return compile_units(target, units, work, zig_cache)
+
+
+def compile_units(
+    target: Target, units: Sequence[tuple[Path, str]], work: Path, zig_cache: Path
+) -> Path:
+    """One library in `work` from sources, each compiled for an instruction set of the target."""
     environment = {
         **os.environ,
         "ZIG_GLOBAL_CACHE_DIR": str(zig_cache / "global"),
         "ZIG_LOCAL_CACHE_DIR": str(zig_cache / "local"),
     }
-    baseline = next(iter(target.isas.values()))
-    units = [(_ROOT / "native" / name, "", baseline) for name in ("registry.cc", "memory.cc")]
-    for spec in _compiled_ops():
-        kernel = _ROOT / spec.function / "kernel.cc"
-        units += [(kernel, isa, cpu) for isa, cpu in target.isas.items()]
 
     def compile_unit(number: int) -> Path:
-        source, isa, cpu = units[number]
+        source, isa = units[number]
         output = work / f"{number}.o"
-        flags = (*_COMPILE_FLAGS, *target.flags, f"-mcpu={cpu}", f"-I{_ROOT}", f"-I{work}")
-        defines = (f"-DEDGE_ISA={isa}",) if isa else ()
-        command = ("c++", "-target", target.triple, *flags, *defines, "-c", str(source))
-        _zig((*command, "-o", str(output)), environment)
+        machine = ("-target", target.triple, f"-mcpu={target.isas[isa]}", f"-DEDGE_ISA={isa}")
+        flags = (*_COMPILE_FLAGS, *target.flags, f"-I{_ROOT}", f"-I{work}")
+        _zig(("c++", *machine, *flags, "-c", str(source), "-o", str(output)), environment)
         return output
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

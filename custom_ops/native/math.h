@@ -59,34 +59,32 @@ static inline F32 tanh(F32 x) {
   return with_sign_of(select(a < splat(0.4f), near, far), x);
 }
 
-// Below 1 the Maclaurin series; above, 1 - erfc by a continued fraction's polynomial in
-// t = 1 / (1 + a/2) (W. J. Cody's form as in Numerical Recipes' erfcc, error 1.2e-7).
+// Below 1 the Maclaurin series (to x^19). Above, 1 - erfc, with erfc(a) * exp(a * a) as a polynomial
+// in t = 1 / (1 + a / 2): a Chebyshev fit over 1 <= a <= 4.2, beyond which erfc is nothing.
 static inline F32 erf(F32 x) {
   const F32 a = abs(x);
   const F32 s = a * a;
-  F32 p = splat(1.0f / 6894720);
-  p = multiply_add(-p, s, splat(1.0f / 685440)) ;
-  p = multiply_add(-p, s, splat(1.0f / 75600));
-  p = multiply_add(-p, s, splat(1.0f / 9360));
-  p = multiply_add(-p, s, splat(1.0f / 1320));
-  p = multiply_add(-p, s, splat(1.0f / 216));
-  p = multiply_add(-p, s, splat(1.0f / 42));
-  p = multiply_add(-p, s, splat(1.0f / 10));
-  p = multiply_add(-p, s, splat(1.0f / 3));
-  p = multiply_add(-p, s, splat(1.0f));
+  F32 p = splat(-1.0f / 6894720);
+  p = multiply_add(p, s, splat(1.0f / 685440));
+  p = multiply_add(p, s, splat(-1.0f / 75600));
+  p = multiply_add(p, s, splat(1.0f / 9360));
+  p = multiply_add(p, s, splat(-1.0f / 1320));
+  p = multiply_add(p, s, splat(1.0f / 216));
+  p = multiply_add(p, s, splat(-1.0f / 42));
+  p = multiply_add(p, s, splat(1.0f / 10));
+  p = multiply_add(p, s, splat(-1.0f / 3));
+  p = multiply_add(p, s, splat(1.0f));
   const F32 near = a * p * splat(1.12837917f);
   const F32 t = splat(1.0f) / multiply_add(a, splat(0.5f), splat(1.0f));
-  F32 q = splat(0.17087277f);
-  q = multiply_add(q, t, splat(-0.82215223f));
-  q = multiply_add(q, t, splat(1.48851587f));
-  q = multiply_add(q, t, splat(-1.13520398f));
-  q = multiply_add(q, t, splat(0.27886807f));
-  q = multiply_add(q, t, splat(-0.18628806f));
-  q = multiply_add(q, t, splat(0.09678418f));
-  q = multiply_add(q, t, splat(0.37409196f));
-  q = multiply_add(q, t, splat(1.00002368f));
-  q = multiply_add(q, t, splat(-1.26551223f));
-  const F32 far = splat(1.0f) - t * exp(q - s);
+  F32 q = splat(0.119894505f);
+  q = multiply_add(q, t, splat(-0.47308308f));
+  q = multiply_add(q, t, splat(0.56600821f));
+  q = multiply_add(q, t, splat(-0.105786555f));
+  q = multiply_add(q, t, splat(0.34881872f));
+  q = multiply_add(q, t, splat(0.25940895f));
+  q = multiply_add(q, t, splat(0.28495401f));
+  q = multiply_add(q, t, splat(-1.5676374e-4f));
+  const F32 far = splat(1.0f) - q * exp(-s);
   return with_sign_of(select(a < splat(1.0f), near, far), x);
 }
 

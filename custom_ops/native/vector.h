@@ -115,6 +115,14 @@ static inline void store_part(T* p, F32 v, size_t n) {
   __builtin_memcpy(p, padded, n * sizeof(T));
 }
 
+// `n` <= kLanes elements, whether or not they fill the vector.
+static inline F32 load_some(const float* p, size_t n) {
+  return n < kLanes ? load_part(p, n) : load(p);
+}
+static inline void store_some(float* p, F32 v, size_t n) {
+  n < kLanes ? store_part(p, v, n) : store(p, v);
+}
+
 static inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
 static inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
 

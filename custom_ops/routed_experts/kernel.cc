@@ -29,7 +29,35 @@ struct Bias {
   F32 at(size_t expert, size_t n, size_t count) const {
     const float* p = data + expert * row_stride;
     if (single) return splat(*p);
-    return count < kLanes ? load_part(p + n, count) : load(p + n);
+    return load_some(p + n, count);
+  }
+};
+
+struct Gating {
+  Activation activation;
+  float alpha, limit;
+  Bias gate_bias, up_bias;
+
+  // gate[n] becomes the hidden value, for first <= n < last of one expert's row.
+  template <Activation kActivation>
+  void row_of(size_t expert, float* gate, const float* up, size_t first, size_t last) const {
+    for (size_t n = first; n < last; n += kLanes) {
+      const size_t rest = last - n < kLanes ? last - n : kLanes;
+      const F32 g = load_some(gate + n, rest) + gate_bias.at(expert, n, rest);
+      const F32 u = load_some(up + n, rest) + up_bias.at(expert, n, rest);
+      store_some(gate + n, activate<kActivation>(g, u, alpha, limit), rest);
+    }
+  }
+
+  void row(size_t expert, float* gate, const float* up, size_t first, size_t last) const {
+    switch (activation) {
+      case Activation::kSilu: return row_of<Activation::kSilu>(expert, gate, up, first, last);
+      case Activation::kGelu: return row_of<Activation::kGelu>(expert, gate, up, first, last);
+      case Activation::kGeluTanh:
+        return row_of<Activation::kGeluTanh>(expert, gate, up, first, last);
+      case Activation::kSwigluClamped:
+        return row_of<Activation::kSwigluClamped>(expert, gate, up, first, last);
+    }
   }
 };
 
@@ -40,8 +68,8 @@ struct Experts {
   const float* x;       // [T, H]
   const float* shares;  // [T, k]
   const W *gate, *up, *down;
-  Bias gate_bias, up_bias, down_bias;
-  float alpha, limit;
+  Gating gating;
+  Bias down_bias;
   float *rows, *gated, *upped;  // per pair, in expert order: [H], later the result; [I]; [I]
   float* y;
 
@@ -67,28 +95,14 @@ struct Experts {
     }
   }
 
-  template <Activation kActivation>
   Status* hidden(const Group& group, size_t task) const {
     const MatMul<W> product = into_inner(group, gate, gated);
     EDGE_TRY(product.run(task));
     EDGE_TRY(into_inner(group, up, upped).run(task));
     const auto part = product.part(task);
-    for (size_t m = part.m; m < part.m + part.rows; m++) {
-      float* g = gated + (group.first + m) * inner;
-      const float* u = upped + (group.first + m) * inner;
-      for (size_t n = part.n; n < part.n + part.columns; n += kLanes) {
-        const size_t rest = part.n + part.columns - n;
-        const F32 gate_sum = (rest < kLanes ? load_part(g + n, rest) : load(g + n)) +
-                             gate_bias.at(group.expert, n, rest);
-        const F32 up_sum = (rest < kLanes ? load_part(u + n, rest) : load(u + n)) +
-                           up_bias.at(group.expert, n, rest);
-        const F32 value = activate<kActivation>(gate_sum, up_sum, alpha, limit);
-        if (rest < kLanes) {
-          store_part(g + n, value, rest);
-        } else {
-          store(g + n, value);
-        }
-      }
+    for (size_t m = group.first + part.m; m < group.first + part.m + part.rows; m++) {
+      gating.row(group.expert, gated + m * inner, upped + m * inner, part.n,
+                 part.n + part.columns);
     }
     return nullptr;
   }
@@ -97,24 +111,18 @@ struct Experts {
   void combine(size_t token) const {
     float* out = y + token * width;
     for (size_t n = 0; n < width; n += kLanes) {
-      const size_t rest = width - n;
+      const size_t rest = width - n < kLanes ? width - n : kLanes;
       F32 total = {};
       for (size_t j = 0; j < routing.choices; j++) {
         const size_t pair = token * routing.choices + j;
-        const float* p = rows + routing.position[pair] * width + n;
-        const F32 value = (rest < kLanes ? load_part(p, rest) : load(p)) +
+        const F32 value = load_some(rows + routing.position[pair] * width + n, rest) +
                           down_bias.at(size_t(routing.index[pair]), n, rest);
         total = multiply_add(splat(shares[pair]), value, total);
       }
-      if (rest < kLanes) {
-        store_part(out + n, total, rest);
-      } else {
-        store(out + n, total);
-      }
+      store_some(out + n, total, rest);
     }
   }
 
-  template <Activation kActivation>
   Status* run(const Context& context) const {
     if (routing.groups < routing.pairs()) {
       EDGE_TRY(context.parallel(routing.groups, [&](size_t g) -> Status* {
@@ -124,7 +132,7 @@ struct Experts {
     }
     EDGE_TRY(routing.parallel(
         context, [&](const Group& group) { return into_inner(group, gate, gated).tasks(); },
-        [&](const Group& group, size_t task) { return hidden<kActivation>(group, task); }));
+        [&](const Group& group, size_t task) { return hidden(group, task); }));
     EDGE_TRY(routing.parallel(
         context, [&](const Group& group) { return into_width(group).tasks(); },
         [&](const Group& group, size_t task) { return into_width(group).run(task); }));
@@ -234,21 +242,13 @@ struct RoutedExperts {
     experts.gate = in[kGate].as<W>();
     experts.up = in[kUp].as<W>();
     experts.down = in[kDown].as<W>();
-    experts.gate_bias = bias(in[kGateBias]);
-    experts.up_bias = bias(in[kUpBias]);
+    experts.gating = {activation, alpha, limit, bias(in[kGateBias]), bias(in[kUpBias])};
     experts.down_bias = bias(in[kDownBias]);
-    experts.alpha = alpha;
-    experts.limit = limit;
     experts.rows = sums.as<float>();
     experts.gated = experts.rows + routing.pairs() * experts.width;
     experts.upped = experts.gated + routing.pairs() * experts.inner;
     experts.y = y;
-    switch (activation) {
-      case Activation::kSilu: return experts.template run<Activation::kSilu>(context);
-      case Activation::kGelu: return experts.template run<Activation::kGelu>(context);
-      case Activation::kGeluTanh: return experts.template run<Activation::kGeluTanh>(context);
-      default: return experts.template run<Activation::kSwigluClamped>(context);
-    }
+    return experts.run(context);
   }
 };
 

@@ -23,12 +23,13 @@ Array = np.ndarray
 @dataclass
 class SingleOp:
     """`stored` inputs become initializers; with a `folder` they are mapped from an external file in
-    which each begins `misaligned` bytes past its alignment."""
+    which each begins `misaligned` bytes past its alignment. Those in `symbolic` have no sizes."""
 
     name: str
     inputs: Mapping[str, Array]
     attributes: Mapping[str, int | float | str] = field(default_factory=dict)
     stored: Sequence[str] = ()
+    symbolic: Sequence[str] = ()
     folder: Path | None = None
     misaligned: int = 0
 
@@ -37,10 +38,10 @@ class SingleOp:
         values = {}
         for tensor in spec.inputs:
             array = self.inputs[tensor.name]
-            dtype = ir.DataType.from_numpy(array.dtype)
-            value = ir.Value(
-                name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype)
-            )
+            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            names = [f"{tensor.name}_{i}" for i in range(array.ndim)]
+            shape = ir.Shape(names if tensor.name in self.symbolic else array.shape)
+            value = ir.Value(name=tensor.name, shape=shape, type=kind)
             if tensor.name in self.stored:
                 value.const_value = ir.tensor(array, name=tensor.name)
             values[tensor.name] = value
