@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 _SYSTEMS = {"linux": "linux", "android": "linux", "darwin": "macos", "win32": "windows"}
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 _CPUS = Path("/sys/devices/system/cpu")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def host_target() -> str:
@@ -20,12 +22,26 @@ def host_target() -> str:
 
 
 def default_threads() -> int:
-    """One thread for each physical core that this process may run on."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, len(cores))
+    """One thread for each physical core that this process may run on, as far as it may run."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+    else:
+        cores = os.cpu_count() or 1
+    share = _cgroup_share()
+    return max(1, cores if share is None else min(cores, math.ceil(share)))
+
+
+def _cgroup_share() -> float | None:
+    """How many CPUs' time a container may use, where it is limited (cgroup v2, then v1)."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            fields = " ".join((_CGROUP / name).read_text() for name in names).split()
+            quota, period = int(fields[0]), int(fields[1])
+        except (OSError, ValueError, IndexError):  # absent, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return None
 
 
 def _siblings(cpu: int) -> str:

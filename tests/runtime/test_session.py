@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,16 @@ def test_a_fork_goes_its_own_way_at_once(toy: Path) -> None:
     expected = session.fork().decode(7)
     fork.prefill(prompt(100, seed=8))
     np.testing.assert_array_equal(session.decode(7), expected)
+
+
+def test_forks_run_in_threads_of_their_own(toy: Path) -> None:
+    session = Session.open(toy)
+    session.prefill(prompt(10))
+    forks = [session.fork() for _ in range(4)]
+    expected = session.generate([1], 60, fresh=False)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda fork: fork.generate([1], 60, fresh=False), forks))
+    assert made == [expected] * 4
 
 
 def test_a_snapshot_holds_only_what_is_in_use(toy: Path) -> None:
