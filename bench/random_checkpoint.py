@@ -82,11 +82,11 @@ def write_checkpoint(shape: Shape, folder: Path) -> int:
             size = 0
         shards[-1].append((name, dims))
         size += 2 * math.prod(dims)
-    page = _random_page()
+    page, begun = _random_page(), 0
     where: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file, tensors, page)
+        begun += _write_shard(folder / file, tensors, page, begun)
         where |= {name: file for name, _ in tensors}
     total = 2 * shape.parameters
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -100,7 +100,11 @@ def _random_page() -> bytes:
     return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
 
 
-def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], page: bytes) -> None:
+def _write_shard(
+    path: Path, tensors: list[tuple[str, tuple[int, ...]]], page: bytes, begun: int
+) -> int:
+    """One endless run of the page goes on from shard to shard: each tensor begins elsewhere in it,
+    so no two are equal."""
     header, offset = {}, 0
     for name, dims in tensors:
         size = 2 * math.prod(dims)
@@ -111,7 +115,7 @@ def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], page: b
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         written = 0
-        # One endless run of the page: each tensor begins elsewhere in it, so no two are equal.
         while written < offset:
-            piece = memoryview(page)[: offset - written]
-            written += file.write(piece)
+            at = (begun + written) % len(page)
+            written += file.write(memoryview(page)[at : at + offset - written])
+    return offset
