@@ -15,7 +15,7 @@ def session_options(function: F) -> F:
     options = (
         click.option("--provider", metavar="NAME", help="Run this variant, not the best one here."),
         click.option(
-            "--capacity", metavar="N", type=int, help="Context in tokens, if less than the model's."
+            "--capacity", metavar="N", type=int, help="Context in tokens; else the model's own."
         ),
         click.option(
             "--threads", metavar="N", type=int, help="Threads; one for each core otherwise."

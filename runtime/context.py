@@ -33,7 +33,7 @@ def check_fits(row: int, tokens: int, limit: int) -> None:
     if tokens > limit:
         raise ContextLengthError(
             f"row {row}: {tokens} tokens, but the context holds {limit}; use fewer tokens, or "
-            "open the session with a larger capacity where the model allows it"
+            "open the session with a larger capacity"
         )
 
 

@@ -77,8 +77,8 @@ class Session:
     ) -> Session:
         """Graphs and libraries are hashed always, weights with `verify`.
 
-        `capacity` lowers the context below what the model allows; `threads` defaults to one for
-        each physical core that this process may use.
+        `capacity` is the context in tokens, the model's own unless given (beyond that a model is
+        rarely any good); `threads` defaults to one for each physical core this process may use.
         """
         opened = Package.open(package, verify=verify)
         variant = choose_variant(opened, provider)
@@ -86,7 +86,7 @@ class Session:
         if capacity is not None:
             if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
                 raise SessionError(f"capacity is {capacity!r}; at least 1 token is required")
-            limit = min(limit, capacity)
+            limit = capacity
         engine = Engine.open(opened, variant, threads)
         return cls(opened, engine, limit, budget, variant.name)
 
