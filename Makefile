@@ -33,7 +33,7 @@ format: $(INSTALLED) ## put the formatting right
 # setuptools leaves build/ behind, whose deleted modules would come back in later wheels.
 types: $(INSTALLED) ## check types
 	@rm -rf build $(OUT)/types
-	@$(BIN)/pip install --quiet --no-deps --target $(OUT)/types .
+	@$(BIN)/pip install -qq --no-deps --target $(OUT)/types .
 	@rm -rf build
 	@cd $(OUT)/types && MYPYPATH=. $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --cache-dir $(CURDIR)/.mypy_cache --no-error-summary -p edgewright
@@ -46,7 +46,8 @@ wheel: $(INSTALLED) ## build the wheel and the source archive, and check them
 	@rm -rf build dist
 	@$(BIN)/python -m build --outdir dist . > $(VENV)/build.log 2>&1 || { tail -n 30 $(VENV)/build.log >&2; exit 1; }
 	@rm -rf build
-	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/twine check --strict dist/* > $(VENV)/twine.log 2>&1 || { cat $(VENV)/twine.log >&2; exit 1; }
+	@ls dist
 
 check: lint types imports wheel test ## everything that has to hold
 
@@ -56,5 +57,5 @@ clean: ## remove what was made, but not the environment
 $(INSTALLED): pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a minute or more"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
