@@ -86,6 +86,16 @@ TARGETS: tuple[str, ...] = tuple(TARGETS_BY_NAME)
 
 
 @dataclass(frozen=True)
+class Unit:
+    """One source file for one instruction set. Zig finds its own earlier result again, unless the
+    flags name a folder that changes from build to build."""
+
+    source: Path
+    isa: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Library:
     """One compiled op library in the cache."""
 
@@ -140,7 +150,8 @@ def _compiled_ops() -> list[OpSpec]:
 
 def _sources() -> list[Path]:
     patterns = ("native/*.h", "native/*.cc", "*/*.h", "*/kernel.cc")
-    return sorted({path for pattern in patterns for path in _ROOT.glob(pattern)})
+    found = {path for pattern in patterns for path in _ROOT.glob(pattern)}
+    return sorted({*found, Path(__file__)})
 
 
 def _key(target: Target) -> str:
@@ -173,15 +184,14 @@ def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
     native = _ROOT / "native"
     baseline = next(iter(target.isas))
     kernels = [_ROOT / spec.function / "kernel.cc" for spec in _compiled_ops()]
-    units = [(source, isa) for source in (*kernels, native / "matmul.cc") for isa in target.isas]
-    units += [(native / name, baseline) for name in ("registry.cc", "scratch.cc", "memory.cc")]
+    units = [Unit(path, isa) for path in (*kernels, native / "matmul.cc") for isa in target.isas]
+    units += [Unit(native / name, baseline) for name in ("scratch.cc", "memory.cc")]
+    units.append(Unit(native / "registry.cc", baseline, (f"-I{work}",)))
     return compile_units(target, units, work, zig_cache)
 
 
-def compile_units(
-    target: Target, units: Sequence[tuple[Path, str]], work: Path, zig_cache: Path
-) -> Path:
-    """One library in `work` from sources, each compiled for an instruction set of the target."""
+def compile_units(target: Target, units: Sequence[Unit], work: Path, zig_cache: Path) -> Path:
+    """One library in `work`."""
     environment = {
         **os.environ,
         "ZIG_GLOBAL_CACHE_DIR": str(zig_cache / "global"),
@@ -189,11 +199,12 @@ def compile_units(
     }
 
     def compile_unit(number: int) -> Path:
-        source, isa = units[number]
+        unit = units[number]
         output = work / f"{number}.o"
-        machine = ("-target", target.triple, f"-mcpu={target.isas[isa]}", f"-DEDGE_ISA={isa}")
-        flags = (*_COMPILE_FLAGS, *target.flags, f"-I{_ROOT}", f"-I{work}")
-        _zig(("c++", *machine, *flags, "-c", str(source), "-o", str(output)), environment)
+        machine = ("-target", target.triple, f"-mcpu={target.isas[unit.isa]}")
+        flags = (*_COMPILE_FLAGS, *target.flags, f"-DEDGE_ISA={unit.isa}", f"-I{_ROOT}")
+        arguments = ("c++", *machine, *flags, *unit.flags, "-c", str(unit.source))
+        _zig((*arguments, "-o", str(output)), environment)
         return output
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

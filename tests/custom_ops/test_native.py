@@ -13,6 +13,7 @@ from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops.compiler import (
     TARGETS_BY_NAME,
     Library,
+    Unit,
     compile_units,
     host_target,
 )
@@ -31,7 +32,7 @@ def probe(
     if isas.index(request.param) > isas.index(best().decode()):
         pytest.skip(f"this processor has no {request.param}")
     memory = Path(__file__).parents[2] / "custom_ops" / "native" / "memory.cc"
-    units = [(Path(__file__).parent / "probe.cc", request.param), (memory, request.param)]
+    units = [Unit(Path(__file__).parent / "probe.cc", request.param), Unit(memory, request.param)]
     path = compile_units(
         _TARGET, units, tmp_path_factory.mktemp("probe"), cache_dir() / "kernels" / "zig"
     )
