@@ -14,6 +14,7 @@ import torch
 from onnxscript.values import Op, Opset
 
 from edgewright.custom_ops import DOMAIN, OPS, VERSION, OpSpec
+from edgewright.custom_ops.spec import TensorSpec
 from edgewright.custom_ops.torch_ops import overload
 
 Values = ir.Value | tuple[ir.Value, ...]
@@ -30,10 +31,9 @@ def schema_of(spec: OpSpec) -> onnx.defs.OpSchema:
     variables = {name: [_type_text(d) for d in dtypes] for name, dtypes in spec.types.items()}
     kinds = onnx.defs.OpSchema.AttrType
 
-    def parameters(tensors: tuple[ir.Value, ...]) -> list[onnx.defs.OpSchema.FormalParameter]:
-        return [
-            formal(t.name, t.type if t.type in variables else _type_text(t.type)) for t in tensors
-        ]
+    def parameters(tensors: tuple[TensorSpec, ...]) -> list[onnx.defs.OpSchema.FormalParameter]:
+        types = [t.type if t.type in variables else _type_text(t.type) for t in tensors]
+        return [formal(t.name, type_) for t, type_ in zip(tensors, types, strict=True)]
 
     return onnx.defs.OpSchema(
         spec.name,

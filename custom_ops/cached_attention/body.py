@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgewright.custom_ops.cached_attention.recorder import RecordedFunction, Recorder
 from edgewright.custom_ops.cached_attention.spec import SPEC
+from edgewright.custom_ops.recorder import RecordedFunction, Recorder
 
 
 @dataclass(frozen=True)

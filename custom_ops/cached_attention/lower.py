@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgewright.artifacts.states import Update
-from edgewright.custom_ops.cached_attention.recorder import Recorder
 from edgewright.custom_ops.cached_attention.spec import SPEC
+from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
 
 # What a masked score becomes: finite, so that it survives a conversion to float16.
