@@ -76,3 +76,10 @@ def run_on_device(
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def parity_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packages of the model zoo, shared by every process of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "parity"

@@ -1,254 +1,263 @@
-"""Bad input of every kind: one line on stderr, a status that is not 0, and nothing left behind."""
+"""Every kind of bad input: one line on stderr, a status that is not zero, and nothing left behind."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 
 Edgewright = Callable[..., Result]
-Spoil = Callable[[Path], object]
-
-# The command line in a process of its own, with something done to it first.
-PROGRAM = """
-import os, resource, signal, sys
-import edgewright.export.exporter as exporter
-from edgewright.cli import main
-{before}
-main(["export", sys.argv[1], "-o", sys.argv[2], "--target", "none"])
-"""
+Spoil = Callable[[Path], None]
 
 
 @pytest.fixture
-def spoilt(checkpoint: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, folder)
-    return folder
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint, to be spoiled."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """An empty folder in which the package is to appear."""
-    folder = tmp_path / "place"
-    folder.mkdir()
-    return folder
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
 
 
-def read_shard(folder: Path) -> tuple[dict[str, dict[str, object]], bytes]:
-    data = (folder / "model.safetensors").read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
+def _configure(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **values}))
 
 
-def write_shard(folder: Path, header: dict[str, dict[str, object]], data: bytes) -> None:
-    encoded = json.dumps(header).encode()
-    content = struct.pack("<Q", len(encoded)) + encoded + data
-    (folder / "model.safetensors").write_bytes(content)
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
 
 
-def truncate(folder: Path) -> None:
-    shard = folder / "model.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-100])
-
-
-def lose_a_shard(folder: Path) -> None:
-    header, _ = read_shard(folder)
-    names = [name for name in header if name != "__metadata__"]
-    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}
+def _shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, members in halves.items():
+        save_file({name: tensors[name] for name in members}, folder / file)
+    weight_map = {name: file for file, members in halves.items() for name in members}
+    index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
 
 
-def misshape(folder: Path) -> None:
-    header, data = read_shard(folder)
-    entry = header["model.layers.0.self_attn.q_proj.weight"]
-    entry["shape"] = [24, 96]
-    write_shard(folder, header, data)
+def _lose_a_shard(folder: Path) -> None:
+    _shard(folder)
+    (folder / "b.safetensors").unlink()
 
 
-def drop_a_tensor(folder: Path) -> None:
-    header, data = read_shard(folder)
-    header["model.renamed.weight"] = header.pop("model.norm.weight")
-    write_shard(folder, header, data)
+def _cut_a_shard(folder: Path) -> None:
+    _shard(folder)
+    path = folder / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
 
 
-def configure(**changes: object) -> Spoil:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | changes))
-
-    return change
+def _pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (truncate, "model.safetensors"),
-        (lose_a_shard, "model-00001-of-00002.safetensors"),
-        (misshape, "q_proj"),
-        (drop_a_tensor, "model.norm.weight"),
-        (configure(model_type="perceptron"), "perceptron"),
-        (configure(attention_wobble=2), "attention_wobble"),
-        (configure(num_key_value_heads=3), "num_key_value_heads"),
-        (lambda folder: (folder / "config.json").unlink(), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
-        (shutil.rmtree, "checkpoint"),
-    ],
-)
-def test_a_bad_checkpoint(
-    edgewright: Edgewright, spoilt: Path, place: Path, spoil: Spoil, words: str
-) -> None:
-    spoil(spoilt)
-    ended = edgewright("export", spoilt, "-o", place / "package", "--target", "none")
-    assert_one_line(ended, words)
-    assert list(place.iterdir()) == []
+UP = "model.layers.1.mlp.up_proj.weight"
+
+CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
+    "truncated": (_truncate, "model.safetensors"),
+    "missing shard": (_lose_a_shard, "b.safetensors"),
+    "truncated shard": (_cut_a_shard, "b.safetensors"),
+    "wrong shape": (
+        lambda f: _rewrite(f, lambda t: t.update({UP: torch.zeros(64, 47)})),
+        f"{UP} has shape [64, 47]",
+    ),
+    "missing tensor": (lambda f: _rewrite(f, lambda t: t.pop(UP)), UP),
+    "extra tensor": (
+        lambda f: _rewrite(f, lambda t: t.update({"model.layers.1.mlp.oops": torch.zeros(2)})),
+        "model.layers.1.mlp.oops",
+    ),
+    "unknown architecture": (lambda f: _configure(f, model_type="lama"), "lama"),
+    "no architecture": (lambda f: _configure(f, model_type=None), "model_type"),
+    "unknown key": (lambda f: _configure(f, attention_twist=0.5), "attention_twist"),
+    "unknown activation": (lambda f: _configure(f, hidden_act="snake"), "snake"),
+    "config is not JSON": (lambda f: _overwrite(f / "config.json", "{"), "config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "a pickle": (_pickle, "pickle"),
+    "not safetensors": (
+        lambda f: _overwrite(f / "model.safetensors", "hello there, no tensors"),
+        "model.safetensors",
+    ),
+}
 
 
-def assert_one_line(ended: Result, words: str) -> None:
-    assert (ended.exit_code, ended.stdout) == (1, ""), ended.output
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("\n") == 1
-    assert words in ended.stderr
-    assert "a mistake in edgewright itself" not in ended.stderr
+def _overwrite(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
-def test_nan_weights_export_with_a_warning(
-    edgewright: Edgewright, spoilt: Path, place: Path
-) -> None:
-    header, data = read_shard(spoilt)
-    name = "model.layers.1.mlp.up_proj.weight"
-    start = header[name]["data_offsets"][0]  # type: ignore[index]
-    nan = struct.pack("<f", float("nan"))
-    write_shard(spoilt, header, data[:start] + nan + data[start + 4 :])
-    ended = edgewright("export", spoilt, "-o", place / "package", "--target", "none")
+def _refused(ended: Result, said: str) -> None:
+    assert ended.exit_code == 1
+    assert ended.stdout == ""
+    errors = [line for line in ended.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: "), ended.stderr
+    assert said in errors[0]
+    assert "mistake in edgewright" not in errors[0]
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_bad_checkpoint(edgewright: Edgewright, copy: Path, case: str) -> None:
+    spoil, said = CHECKPOINTS[case]
+    spoil(copy)
+    _refused(edgewright("export", copy, "-o", copy.parent / "out"), said)
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
+def test_no_checkpoint_at_all(edgewright: Edgewright, tmp_path: Path) -> None:
+    _refused(edgewright("export", tmp_path / "none", "-o", tmp_path / "out"), "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_weights_export_with_a_warning(edgewright: Edgewright, copy: Path) -> None:
+    _rewrite(copy, lambda tensors: tensors[UP].view(-1)[:2].fill_(float("nan")))
+    ended = edgewright("export", copy, "-o", copy.parent / "out", "--target", "none")
     assert ended.exit_code == 0
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("warning: ")
-    assert name in line
+    (warning,) = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
+    assert UP in warning
 
 
-def test_the_output_exists(edgewright: Edgewright, checkpoint: Path, place: Path) -> None:
-    (place / "package").mkdir()
-    (place / "package" / "mine").write_text("keep")
-    ended = edgewright("export", checkpoint, "-o", place / "package")
-    assert_one_line(ended, "package")
-    assert [file.name for file in place.rglob("*")] == ["package", "mine"]
+def test_without_a_tokenizer_only_text_is_refused(edgewright: Edgewright, copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").unlink()
+    out = copy.parent / "out"
+    assert edgewright("export", copy, "-o", out).exit_code == 0
+    _refused(edgewright("run", out, "--prompt", "hello"), "tokenizer")
+    assert edgewright("run", out, "--tokens", "1,2", "-n", "2").exit_code == 0
 
 
-def test_no_folder_to_write_in(edgewright: Edgewright, checkpoint: Path, place: Path) -> None:
-    (place / "file").write_text("not a folder")
-    assert_one_line(edgewright("export", checkpoint, "-o", place / "file" / "package"), "file")
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("--provider", "toaster"), ("--target", "beos-m68k"), ("--bits", "3.1")],
-)
-def test_what_cannot_be_exported(
-    edgewright: Edgewright, checkpoint: Path, place: Path, option: str, value: str
-) -> None:
-    ended = edgewright("export", checkpoint, "-o", place / "package", option, value)
-    assert_one_line(ended, value)
-    assert list(place.iterdir()) == []
-
-
-def export_apart(checkpoint: Path, out: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-c", PROGRAM.format(before=before), str(checkpoint), str(out)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
-
-
-def kill_while_tracing(name: str) -> str:
-    return f"exporter.trace = lambda *_: os.kill(os.getpid(), signal.{name})"
-
-
-def test_stopped_in_mid_export(checkpoint: Path, place: Path) -> None:
-    ended = export_apart(checkpoint, place / "package", kill_while_tracing("SIGTERM"))
-    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "stopped by SIGTERM\n")
-    assert list(place.iterdir()) == []
-
-
-def test_killed_in_mid_export(checkpoint: Path, place: Path) -> None:
-    """Nobody can clean up after SIGKILL at once: there is no package, and the next export does."""
-    ended = export_apart(checkpoint, place / "package", kill_while_tracing("SIGKILL"))
-    assert ended.returncode == -signal.SIGKILL
-    assert not (place / "package").exists()
-    assert export_apart(checkpoint, place / "package").returncode == 0
-    assert [file.name for file in place.iterdir()] == ["package"]
-
-
-def test_a_file_grows_too_large(checkpoint: Path, place: Path) -> None:
-    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
-    ended = export_apart(checkpoint, place / "package", limit)
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert list(place.iterdir()) == []
+def test_output_exists(edgewright: Edgewright, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    _refused(edgewright("export", checkpoint, "-o", tmp_path / "out"), "exists")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.fixture
-def small_disk(place: Path) -> Iterator[Path]:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
-    if os.name == "nt" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk; the test above is its stand-in")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted without being root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_the_disk_is_full(checkpoint: Path, small_disk: Path) -> None:
-    ended = export_apart(checkpoint, small_disk / "package")
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-    assert "No space left" in ended.stderr
+def test_disk_full(edgewright: Edgewright, checkpoint: Path, small_disk: Path) -> None:
+    _refused(edgewright("export", checkpoint, "-o", small_disk / "out"), "space")
     assert list(small_disk.iterdir()) == []
 
 
-def spoil_graph(package: Path) -> None:
-    graph = next(package.glob("variants/*/model.onnx"))
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
-
-
-def escape(package: Path) -> None:
-    manifest = (package / "manifest.json").read_text()
-    blob = next((package / "shared_assets").iterdir()).name
-    (package / "manifest.json").write_text(manifest.replace(f"shared_assets/{blob}", "../secret"))
-
-
-def link_out(package: Path) -> None:
-    blob = next((package / "shared_assets").iterdir())
-    outside = package.with_name("outside")
-    shutil.move(blob, outside)
-    blob.symlink_to(outside)
-
-
-def lose_a_blob(package: Path) -> None:
-    next((package / "shared_assets").iterdir()).unlink()
-
-
-@pytest.mark.parametrize("spoil", [spoil_graph, escape, link_out, lose_a_blob])
-@pytest.mark.parametrize("command", ["run", "bench", "validate"])
-def test_a_bad_package(
-    edgewright: Edgewright,
-    package: Path,
-    checkpoint: Path,
-    tmp_path: Path,
-    command: str,
-    spoil: Spoil,
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_mid_export(
+    edgewright: Edgewright, checkpoint: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    copy = tmp_path / "package"
-    shutil.copytree(package, copy)
-    spoil(copy)
-    rest = {"run": ["--tokens", "1"], "bench": [], "validate": ["--against", str(checkpoint)]}
-    ended = edgewright(command, copy, *rest[command])
-    assert ended.exit_code == 1
-    assert ended.stdout == ""
-    assert ended.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in ended.stderr
-    assert "a mistake in edgewright itself" not in ended.stderr
+    """A kill leaves no package; what it could not remove, the next export does."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "edgewright.cli", "export", str(checkpoint), "-o", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.iterdir()) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode not in (0, 1)
+    assert not out.exists()
+    if number != signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []
+        assert len(errors.strip().splitlines()) == 1
+    assert edgewright("export", checkpoint, "-o", out, "--target", "none").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def tampered(package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package, tmp_path / "package"))
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "which", ["variants/cpu/model.onnx", "lib/*/*", "tokenizer/tokenizer.json"]
+)
+def test_a_tampered_file(edgewright: Edgewright, tampered: Path, which: str) -> None:
+    (path,) = tampered.glob(which)
+    _flip(path)
+    _refused(edgewright("run", tampered, "--prompt", "x"), path.name)
+
+
+def test_a_tampered_blob(edgewright: Edgewright, tampered: Path) -> None:
+    """Weights are mapped, so only their size is checked unless asked for."""
+    blob = sorted((tampered / "shared_assets").iterdir())[0]
+    _flip(blob)
+    _refused(edgewright("inspect", tampered, "--verify"), blob.name)
+    blob.write_bytes(blob.read_bytes()[:-1])
+    _refused(edgewright("run", tampered, "--prompt", "x"), blob.name)
+
+
+def _edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/hostname", "shared_assets/../../secret"])
+def test_a_manifest_that_points_outside(edgewright: Edgewright, tampered: Path, path: str) -> None:
+    secret = tampered.parent / "secret"
+    secret.write_bytes(b"0" * 64)
+    entry = {"sha256": hashlib.sha256(secret.read_bytes()).hexdigest(), "size": 64}
+    _edit_manifest(tampered, lambda m: m["files"].update({path: entry}))
+    _refused(edgewright("run", tampered, "--prompt", "x"), path)
+
+
+def test_a_graph_that_points_outside(edgewright: Edgewright, tampered: Path) -> None:
+    """Vouched for by a manifest that is the attacker's too."""
+    path = tampered / "variants" / "cpu" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    weight = next(w for w in model.graph.initializer if w.external_data)
+    location = next(entry for entry in weight.external_data if entry.key == "location")
+    outside = tampered.parent / "secret"
+    outside.write_bytes((tampered / location.value).read_bytes())
+    location.value = "../secret"
+    path.write_bytes(model.SerializeToString())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = {"sha256": digest, "size": path.stat().st_size}
+    _edit_manifest(tampered, lambda m: m["files"].update({"variants/cpu/model.onnx": entry}))
+    _refused(edgewright("run", tampered, "--prompt", "x"), "model.onnx")
+
+
+def test_not_a_package(edgewright: Edgewright, tmp_path: Path) -> None:
+    _refused(edgewright("run", tmp_path, "--prompt", "x"), "not a package")
+
+
+def test_a_prompt_longer_than_the_context(edgewright: Edgewright, package: Path) -> None:
+    ids = ",".join(["5"] * 97)
+    _refused(edgewright("run", package, "--tokens", ids), "97 tokens")
+    _refused(edgewright("run", package, "--tokens", "5,6,7", "--capacity", "2"), "3 tokens")
+
+
+def test_tokens_outside_the_vocabulary(edgewright: Edgewright, package: Path) -> None:
+    _refused(edgewright("run", package, "--tokens", "5,300"), "300")

@@ -15,9 +15,10 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 from edgewright.custom_ops import torch_ops
-from edgewright.custom_ops.cached_attention.reference import reference
+from edgewright.custom_ops.cached_attention import reference as torch_reference
 from edgewright.custom_ops.compiler import Library
 
+reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 BATCH, SEQ, HEADS, KV_HEADS, DIM = 2, 37, 6, 2, 24
 Op = Callable[..., Any]
 NO_SINK = torch.tensor([-torch.inf])
@@ -65,7 +66,7 @@ def test_matches_the_soft_cap_and_window_of_gemma2() -> None:
     query, key, value, *rest = _tensors()
     options = {"num_heads": HEADS, "scale": 0.9, "window": 11, "softcap": 2.5}
     ours = reference(query, key, value, *rest, NO_SINK, **options)[0]
-    module = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, training=False)
+    module: Any = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, training=False)
     states = _heads(query, HEADS), _heads(key, KV_HEADS), _heads(value, KV_HEADS)
     theirs = modeling_gemma2.eager_attention_forward(
         module, *states, _mask(11), scaling=0.9, softcap=2.5
@@ -78,7 +79,7 @@ def test_matches_the_sinks_of_gpt_oss() -> None:
     sinks = torch.linspace(-3, 4, HEADS)
     ours = reference(query, key, value, *rest, sinks, num_heads=HEADS, scale=0.5, window=8)[0]
     groups = HEADS // KV_HEADS
-    module = SimpleNamespace(num_key_value_groups=groups, training=False, sinks=sinks)
+    module: Any = SimpleNamespace(num_key_value_groups=groups, training=False, sinks=sinks)
     states = _heads(query, HEADS), _heads(key, KV_HEADS), _heads(value, KV_HEADS)
     theirs = modeling_gpt_oss.eager_attention_forward(module, *states, _mask(8), scaling=0.5)
     _close(ours, theirs[0].flatten(2))
@@ -121,7 +122,7 @@ def test_exports_with_dynamic_shapes() -> None:
         torch.testing.assert_close(got, want)
 
 
-def _arrays() -> dict[str, NDArray[np.generic]]:
+def _arrays() -> dict[str, NDArray[Any]]:
     """Two rows of three steps, in pages of four: table and positions are where lies hide."""
     rng = np.random.default_rng(0)
     pool = np.zeros((5, KV_HEADS, 4, DIM), np.float32)
@@ -189,7 +190,7 @@ def test_rows_may_share_pages_that_nobody_writes(single_op: Op, library: Library
     arrays |= {"table": np.array([[0, 1], [0, 3]]), "start": np.array([4, 4])}
     op = single_op("CachedAttention", arrays, ATTRIBUTES)
     tensors = map(torch.from_numpy, arrays.values())
-    want = [result.numpy() for result in reference(*tensors, **ATTRIBUTES)]  # type: ignore[arg-type]
+    want = [result.numpy() for result in reference(*tensors, **ATTRIBUTES)]
     for side in (library, None):
         for got, expected in zip(op.run(side, threads=2), want, strict=True):
             np.testing.assert_allclose(got, expected, rtol=0, atol=3e-6)
@@ -204,7 +205,7 @@ def test_empty_rows_write_nothing_whatever_their_table_says(
     arrays["length"] = np.array([3, 0])
     op = single_op("CachedAttention", arrays, ATTRIBUTES)
     tensors = map(torch.from_numpy, arrays.values())
-    want = [result.numpy() for result in reference(*tensors, **ATTRIBUTES)]  # type: ignore[arg-type]
+    want = [result.numpy() for result in reference(*tensors, **ATTRIBUTES)]
     for side in (library, None):
         for got, expected in zip(op.run(side, threads=2), want, strict=True):
             np.testing.assert_allclose(got, expected, rtol=0, atol=3e-6)

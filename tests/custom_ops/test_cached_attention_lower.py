@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,10 +15,11 @@ from numpy.typing import NDArray
 
 from edgewright.artifacts.states import Update
 from edgewright.custom_ops import OPS
+from edgewright.custom_ops.cached_attention import reference as torch_reference
 from edgewright.custom_ops.cached_attention.lower import StaticAttention, lower
-from edgewright.custom_ops.cached_attention.reference import reference
 
-Arrays = dict[str, NDArray[np.generic]]
+reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def _arrays(case: Case) -> Arrays:
     return arrays
 
 
-def _run(function: ir.Function, arrays: Arrays) -> list[NDArray[np.generic]]:
+def _run(function: ir.Function, arrays: Arrays) -> list[NDArray[Any]]:
     inputs = []
     for value in function.inputs:
         assert value.name is not None
@@ -75,7 +78,7 @@ def _run(function: ir.Function, arrays: Arrays) -> list[NDArray[np.generic]]:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
     names = {value.name for value in session.get_inputs()}
-    results: list[NDArray[np.generic]] = session.run(
+    results: list[NDArray[Any]] = session.run(
         None, {name: array for name, array in arrays.items() if name in names}
     )
     return results
@@ -88,7 +91,7 @@ def test_equals_the_reference(name: str, update: Update) -> None:
     node, arrays = case.node, _arrays(case)
     tensors = [torch.from_numpy(arrays[tensor.name]) for tensor in OPS["CachedAttention"].inputs]
     options = {"scale": node.scale, "window": node.window, "softcap": node.softcap}
-    want = reference(*tensors, num_heads=node.num_heads, **options)  # type: ignore[arg-type]
+    want = reference(*tensors, num_heads=node.num_heads, **options)
     output, *stored = _run(lower(node, update), arrays)
     np.testing.assert_allclose(output, want[0].numpy(), rtol=0, atol=4e-6)
     for name, got, after in zip(("key_cache", "value_cache"), stored, want[1:], strict=True):
