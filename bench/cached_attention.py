@@ -10,8 +10,9 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -76,7 +77,7 @@ def _inputs(shape: Shape) -> dict[str, np.ndarray]:
 
 
 def _session(
-    node: onnx.NodeProto, types: dict[str, int], threads: int, library: str | None
+    node: onnx.NodeProto, types: Mapping[str, int], threads: int, library: str | None
 ) -> ort.InferenceSession:
     def infos(names: list[str]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, types.get(name, 1), None) for name in names]
@@ -127,7 +128,7 @@ def _steps(shape: Shape, session: ort.InferenceSession) -> list[Callable[[], Non
     caches = -(-COLD_BYTES // shape.held_bytes) if shape.seq == 1 else 1
     rng = np.random.default_rng(1)
     size = (1, shape.kv_heads, shape.past + shape.seq, shape.dim)
-    steps = []
+    steps: list[Callable[[], None]] = []
     for _ in range(caches):
         binding = session.io_binding()
         names = {node.name for node in session.get_inputs()}
@@ -138,7 +139,7 @@ def _steps(shape: Shape, session: ort.InferenceSession) -> list[Callable[[], Non
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(f"{name}_out", value)
         binding.bind_output("output", "cpu")
-        steps.append(lambda b=binding: session.run_with_iobinding(b))
+        steps.append(partial(session.run_with_iobinding, binding))
     return steps
 
 
@@ -205,7 +206,6 @@ def main() -> None:
     bandwidth, peak = read_bandwidth(options.threads), float_peak(options.threads)
     rows = []
     for shape in SHAPES:
-        # GroupQueryAttention on the CPU takes no second prompt chunk of more than one row.
         ours, theirs = _compare(shape, options.threads, library)
         work = shape.held_bytes / bandwidth if shape.seq == 1 else shape.flops / peak
         rows.append(
