@@ -1,4 +1,4 @@
-"""Every kind of bad input: one line on stderr, a status that is not zero, and nothing left behind."""
+"""Every kind of bad input: one line on stderr, a status other than 0, and nothing left behind."""
 
 from __future__ import annotations
 
