@@ -9,7 +9,7 @@ namespace edge {
 namespace EDGE_ISA {
 namespace attention {
 
-constexpr int64_t kTasksWanted = 64;   // enough for any device's threads to share evenly
+constexpr int64_t kTasksWanted = 16;   // enough for any device's threads to share evenly
 constexpr int64_t kLeastSplit = 512;   // keys; below that, merging costs more than it brings
 constexpr int64_t kInlineBytes = 1 << 15;  // below that, waking threads costs more
 constexpr int64_t kCopyBytes = 1 << 20;
@@ -57,7 +57,7 @@ static void plan_rows(const Inputs& in, int64_t window, Plan* plan) {
     const int64_t held = in.row_start(b) + in.row_length(b);
     const int64_t span = window ? smaller(held, window + in.row_length(b)) : held;
     // Prefill has few, long tasks: it is split only where there are hardly any.
-    const int64_t wanted = row.rows <= kMostFewRows ? kTasksWanted : kTasksWanted / 8;
+    const int64_t wanted = row.rows <= kMostFewRows ? kTasksWanted : kTasksWanted / 2;
     row.splits = larger(1, smaller(span / kLeastSplit, wanted / larger(units, 1)));
     row.first_task = plan->tasks;
     row.first_unit = plan->units;
