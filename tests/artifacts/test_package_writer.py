@@ -269,8 +269,11 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def _write_until_killed(out: Path, ready: Connection) -> None:
     def pieces() -> Iterator[bytes]:
         yield b"x" * 1000
+        # Blocked, the signal waits for us, however early it comes and whoever ignores it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         ready.send(True)
-        signal.pause()
+        signal.sigwait({signal.SIGINT})
+        raise KeyboardInterrupt
 
     with PackageWriter(out) as writer:
         writer.add_blob(pieces())
