@@ -60,7 +60,7 @@ def to_graph(program: torch.export.ExportedProgram, layout: StateLayout) -> Grap
             program,
             dynamo=True,
             opset_version=OPSET,
-            custom_translation_table=translation_table(),
+            custom_translation_table=dict(translation_table().items()),
             optimize=False,
             verbose=False,
         )

@@ -33,9 +33,9 @@ class TransformersReference:
 
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity(logging.ERROR)
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(
+            self._model = AutoModelForCausalLM.from_pretrained(  # type: ignore[no-untyped-call]
                 path,
                 dtype=torch.float32,
                 attn_implementation="eager",
@@ -44,7 +44,7 @@ class TransformersReference:
             ).eval()
         finally:
             transformers_logging.set_verbosity(verbosity)
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         self.name = f"transformers {transformers.__version__} {type(self._model).__name__}"
 
     def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def validate(
     return report
 
 
-def _cache_dtype(variant: Variant) -> str:
+def _cache_dtype(variant: Variant) -> Literal["float32", "float16"]:
     return "float16" if any(spec.dtype == "float16" for spec in variant.states) else "float32"
 
 
