@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from edgewright.artifacts.errors import CheckpointError
 from edgewright.export.validate.metrics import Logits
 from edgewright.model.loading import LazyModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Reference(Protocol):
@@ -28,7 +30,7 @@ class TransformersReference:
 
     def __init__(self, path: Path) -> None:
         import transformers
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
         verbosity = transformers_logging.get_verbosity()
@@ -37,6 +39,7 @@ class TransformersReference:
         try:
             self._model = AutoModelForCausalLM.from_pretrained(  # type: ignore[no-untyped-call]
                 path,
+                config=_dequantising(AutoConfig.from_pretrained(path, local_files_only=True)),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
@@ -63,11 +66,10 @@ class TransformersReference:
 
 
 class OwnReference:
-    """Our own modules, where transformers is not installed: it shows the export, not the model."""
+    """Our own modules, where transformers' cannot be had: it proves the export, not the model."""
 
-    name = "edgewright's own PyTorch model"
-
-    def __init__(self, model: LazyModel) -> None:
+    def __init__(self, model: LazyModel, reason: str) -> None:
+        self.name = f"edgewright's own PyTorch model ({reason})"
         self._decoder = model.materialise()
 
     def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
@@ -87,13 +89,22 @@ class OwnReference:
         return np.concatenate(parts)
 
 
+def _dequantising(config: PretrainedConfig) -> PretrainedConfig:
+    """Block-scaled weights are to be unpacked as they are read, which is what we do with them."""
+    scheme = getattr(config, "quantization_config", None)
+    if isinstance(scheme, dict):
+        scheme["dequantize"] = True
+    return config
+
+
 def open_reference(path: Path, model: LazyModel) -> Reference:
+    """transformers' own model if it can be had; the report names which it was, and why not."""
     try:
         import transformers  # noqa: F401
     except ImportError:
-        return OwnReference(model)
+        return OwnReference(model, "transformers is not installed")
     try:
         return TransformersReference(path)
     except Exception as error:  # transformers raises whatever its model code raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"{path}: transformers cannot load it: {reason[:300]}") from error
+        return OwnReference(model, f"transformers cannot load the checkpoint: {reason[:200]}")

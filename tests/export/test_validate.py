@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,3 +140,12 @@ def test_another_models_checkpoint_is_refused(package: Package, tmp_path: Path) 
     other = zoo.write_checkpoint("mistral", tmp_path)
     with pytest.raises(PackageError, match="another model"):
         _validate(package.root, other)
+
+
+def test_without_transformers_our_own_model_is_the_reference(
+    package: Package, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    report = _validate(package.root, checkpoint, store=False)
+    assert report.passed
+    assert report.reference == "edgewright's own PyTorch model (transformers is not installed)"
