@@ -262,8 +262,8 @@ EDGE_OUT_OF_LINE static void blocks_few(const Job<C>& job, const FewRows& few) {
     job.values.find(block.from, block.count, step, block.values);
     const int64_t next = smaller(block.from + step, high - 1);  // in range at the end too
     job.keys.find(next, smaller(step, high - next), step, block.ahead);
-    // One line of the blocks to come, as they lie where pages are long: the address translation
-    // that it brings is what a fetch waits for most (75% of memory's speed became 88%).
+    // One line of the blocks to come, as they lie where pages are long: it brings the address
+    // translation that their fetches would wait for.
     prefetch(block.ahead[0] + 2 * step * job.keys.dim);
     prefetch(block.values[0] + 3 * step * job.values.dim);
     block_few<kRows>(job, few, block);
