@@ -21,7 +21,7 @@ constexpr size_t kTileRows = 4, kTileVectors = 2;
 #endif
 
 constexpr size_t kPanelWidth = kTileVectors * kLanes;
-constexpr size_t kBlockColumns = 128;  // weight rows that one task converts and keeps
+constexpr size_t kBlockColumns = 256;  // weight rows that one task converts and keeps
 constexpr size_t kChunk = 512;         // of K
 // x rows are copied to this stride: at their own, often a power of two, they would fall on one
 // another in the cache.
@@ -96,10 +96,17 @@ static inline void pack_x(const float* x, size_t x_stride, size_t rows, size_t s
   }
 }
 
+static inline void prefetch_x(const float* x, size_t x_stride, size_t rows, size_t size) {
+  for (size_t r = 0; r < rows; r++) {
+    for (size_t k = 0; k < size; k += 64 / sizeof(float)) prefetch(x + r * x_stride + k);
+  }
+}
+
 template <size_t kRows>
 static void gemm_tile(const float* x, const float* panel, size_t size, bool first, float* y,
                       size_t y_stride, size_t columns) {
   F32 sums[kRows][kTileVectors] = {};
+  for (size_t r = 0; r < kRows; r++) prefetch(y + r * y_stride);  // needed at the end
   for (size_t k = 0; k < size; k++) {
     F32 w[kTileVectors];
 #pragma unroll
@@ -154,6 +161,12 @@ static void gemm_block(const float* x, size_t m_size, size_t x_stride, const W* 
       const auto tile =
           detail::gemm_tile_for(rows, __make_integer_seq<Lanes, size_t, kTileRows>{});
       for (size_t n = 0; n < columns; n += kPanelWidth) {
+        if (t + 1 < tiles) {
+          // The next tile's x, in as many parts as there are panels.
+          const size_t part = kChunk * kPanelWidth / kBlockColumns, from = part * (n / kPanelWidth);
+          detail::prefetch_x(x + (m + rows) * x_stride + k + from, x_stride, rows,
+                             from + part < size ? part : from < size ? size - from : 0);
+        }
         tile(x_tile, panels + n * kChunk, size, k == 0, y + m * y_stride + n, y_stride,
              columns - n);
       }
