@@ -7,14 +7,16 @@
 namespace edge {
 namespace EDGE_ISA {
 
-// Below this many x rows, converting and transposing a block costs more than it saves.
-constexpr size_t kGemmFrom = 17;
+// Below this many x rows, transposing a block costs more than it saves. Dot products take weights of
+// 16 bits from the cache twice as fast.
+template <class W>
+constexpr size_t kGemmFrom = sizeof(W) == 4 ? 24 : 48;
 
 constexpr size_t kTasks = 16;  // enough that threads which start late still find work
 
 template <class W>
 bool MatMul<W>::blocked() const {
-  return m_size >= kGemmFrom;
+  return m_size >= kGemmFrom<W>;
 }
 
 // Enough weight rows to be worth a thread's attention, few enough that all threads end together.
