@@ -51,24 +51,29 @@ def test_linux_libraries_need_no_other(target: str) -> None:
     assert names == {"RegisterCustomOps", "edgewright_isa"}
 
 
-def test_a_build_is_found_again_and_a_changed_one_is_made_anew(library: Library) -> None:
-    again = build(host_target())
-    assert (again.path, again.sha256) == (library.path, library.sha256)
-    content = library.path.read_bytes()
-    try:
-        library.path.write_bytes(b"something else")
-        assert build(host_target()).sha256 == library.sha256
-    finally:
-        library.path.write_bytes(content)
-
-
-def test_two_processes_build_the_same_library_at_once(
-    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache to spoil: the usual one's libraries are mapped by every process that runs."""
     zig = cache_dir() / "kernels" / "zig"
     monkeypatch.setenv("EDGEWRIGHT_CACHE", str(tmp_path))
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "zig").symlink_to(zig)  # zig has compiled all this before
+    return tmp_path
+
+
+def test_a_build_is_found_again_and_a_changed_one_is_made_anew(
+    library: Library, own_cache: Path
+) -> None:
+    made = build(host_target())
+    written = made.path.stat().st_mtime_ns
+    again = build(host_target())
+    assert (again.path, again.sha256) == (made.path, library.sha256)
+    assert again.path.stat().st_mtime_ns == written
+    made.path.write_bytes(b"something else")
+    assert build(host_target()).data == library.data
+
+
+def test_two_processes_build_the_same_library_at_once(library: Library, own_cache: Path) -> None:
     code = (
         "from edgewright.custom_ops.compiler import build, host_target;"
         "print(build(host_target()).sha256)"
@@ -77,7 +82,7 @@ def test_two_processes_build_the_same_library_at_once(
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate()[0].strip() for process in running]
     assert printed == [library.sha256] * 2
-    left = [path.name for path in tmp_path.glob("kernels/linux*/*/*")]
+    left = [path.name for path in own_cache.glob("kernels/linux*/*/*")]
     assert left == [library.path.name] or not sys.platform.startswith("linux")
 
 
