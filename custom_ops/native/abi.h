@@ -1,6 +1,6 @@
 // ONNX Runtime's C interface as far as our kernels use it: slots of its append-only function table
-// and the layout of OrtCustomOp as of 1.18. tests/custom_ops/test_abi.py holds this file against the
-// official header.
+// and the layout of OrtCustomOp as of 1.18. tests/custom_ops/test_abi.py holds this file against
+// the official header.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

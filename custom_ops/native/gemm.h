@@ -91,7 +91,9 @@ static void pack_block(const W* weight, size_t w_stride, size_t columns, size_t 
 static inline void pack_x(const float* x, size_t x_stride, size_t rows, size_t size, float* out) {
   for (size_t r = 0; r < rows; r++) {
     size_t k = 0;
-    for (; k + kLanes <= size; k += kLanes) store(out + r * kXStride + k, load(x + r * x_stride + k));
+    for (; k + kLanes <= size; k += kLanes) {
+      store(out + r * kXStride + k, load(x + r * x_stride + k));
+    }
     for (; k < size; k++) out[r * kXStride + k] = x[r * x_stride + k];
   }
 }

@@ -190,7 +190,7 @@ class Context {
   ContextHandle* handle_;
 };
 
-// Ends a kernel.cc: the class has `Status* create(const Info&)`, called once on a default-constructed
+// Ends a kernel.cc: the class has `Status* create(const Info&)`, called once on a value-initialised
 // object, and `Status* compute(const Context&) const`, called from any thread.
 #define EDGE_KERNEL(function, Class)                                                           \
   static_assert(__is_trivially_destructible(Class), "kernels are freed, not destroyed");       \

@@ -59,7 +59,7 @@ static inline F32 tanh(F32 x) {
   return with_sign_of(select(a < splat(0.4f), near, far), x);
 }
 
-// Below 1 the Maclaurin series (to x^19). Above, 1 - erfc, with erfc(a) * exp(a * a) as a polynomial
+// Below 1 the Maclaurin series (to x^19). Above, 1 - erfc, with erfc(a) * exp(a * a) a polynomial
 // in t = 1 / (1 + a / 2): a Chebyshev fit over 1 <= a <= 4.2, beyond which erfc is nothing.
 static inline F32 erf(F32 x) {
   const F32 a = abs(x);

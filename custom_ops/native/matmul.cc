@@ -7,8 +7,8 @@
 namespace edge {
 namespace EDGE_ISA {
 
-// Below this many x rows, transposing a block costs more than it saves. Dot products take weights of
-// 16 bits from the cache twice as fast.
+// Below this many x rows, transposing a block costs more than it saves. Dot products take weights
+// of 16 bits from the cache twice as fast.
 template <class W>
 constexpr size_t kGemmFrom = sizeof(W) == 4 ? 24 : 48;
 

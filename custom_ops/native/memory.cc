@@ -1,5 +1,5 @@
-// The memory functions that compilers call by themselves: the library links against nothing, so that
-// one file serves every C library.
+// The memory functions that compilers call by themselves: the library links against nothing, so
+// that one file serves every C library.
 #include <stddef.h>
 #include <stdint.h>
 

@@ -213,6 +213,6 @@ EDGE_EXPORT edge::Status* RegisterCustomOps(edge::SessionOptions* options,
 EDGE_EXPORT const char* edgewright_isa() { return edge::kIsaNames[size_t(edge::best_isa())]; }
 
 #if defined(_WIN32)
-// Without a C runtime nobody else provides the entry point of the DLL; there is nothing to do in it.
+// Without a C runtime nobody else provides the DLL's entry point; there is nothing to do in it.
 extern "C" int DllMainCRTStartup(void*, unsigned, void*) { return 1; }
 #endif
