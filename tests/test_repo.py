@@ -49,6 +49,7 @@ def shell_lines(page: str) -> Iterator[str]:
             command = line.partition("  #")[0].strip()
             if command:
                 yield command
+    yield from re.findall(r"`(python \S[^`]*)`", text_of(page))
 
 
 COMMANDS = [(page, line) for page in PAGES for line in shell_lines(page)]
