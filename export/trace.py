@@ -55,6 +55,19 @@ def trace(decoder: Decoder) -> Graph:
 
 
 def to_graph(program: torch.export.ExportedProgram, layout: StateLayout) -> Graph:
+    graph = Graph(_translate(program).model, layout)
+    _name_boundary(graph)
+    return graph
+
+
+def capture_as_exported(decoder: Decoder) -> torch.export.ExportedProgram:
+    """The same in the ops, and with the names, that the ONNX graph is made from."""
+    program = _translate(capture(decoder)).exported_program
+    assert program is not None
+    return program
+
+
+def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     with _quiet():
         exported = torch.onnx.export(
             program,
@@ -66,9 +79,7 @@ def to_graph(program: torch.export.ExportedProgram, layout: StateLayout) -> Grap
         )
     if exported is None:
         raise AssertionError("torch.onnx.export returned no program")
-    graph = Graph(exported.model, layout)
-    _name_boundary(graph)
-    return graph
+    return exported
 
 
 def _meta(*sizes: int, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -18,7 +18,7 @@ from edgewright.artifacts import Package
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.manifest import Variant
 from edgewright.artifacts.states import StateLayout
-from edgewright.export.trace import capture
+from edgewright.export.trace import capture_as_exported
 from edgewright.export.validate.metrics import scaled_error
 from edgewright.export.validate.report import Culprit, LayerCheck
 from edgewright.model.lazy import LazyTensor
@@ -63,16 +63,23 @@ def compare_values(
         found = graph.run(tokens, start, packaged)
         wanted = twin.run(tokens, start, expected)
         compared = [
-            _compare(graph, name, found[name], value)
-            for name, value in wanted.items()
+            _compare(graph, twin.layers[name], wanted, name, found[name])
+            for name in wanted
             if name in found
         ]
         checks = _by_layer(compared)
         wrong = next((each for each in compared if each.error > tolerance), None)
         if wrong is not None:
-            return Culprit(
-                wrong.layer, wrong.op, wrong.node, wrong.weights, schedule, wrong.error
-            ), checks
+            culprit = Culprit(
+                wrong.layer,
+                wrong.op,
+                wrong.node,
+                wrong.weights,
+                schedule,
+                wrong.error,
+                graph.unseen_before(wrong.node, wanted),
+            )
+            return culprit, checks
         start += width
     return None, checks
 
@@ -81,8 +88,10 @@ def _empty(shape: tuple[int, ...], dtype: str) -> Array:
     return np.zeros(shape, dtype=dtype)
 
 
-def _compare(graph: _Instrumented, name: str, found: Array, wanted: Array) -> _Compared:
-    node = graph.producers[name]
+def _compare(
+    graph: _Instrumented, layer: str, expected: Mapping[str, Array], name: str, found: Array
+) -> _Compared:
+    node, wanted = graph.producers[name], expected[name]
     weights = tuple(
         value.name
         for value in node.inputs
@@ -90,8 +99,11 @@ def _compare(graph: _Instrumented, name: str, found: Array, wanted: Array) -> _C
     )
     same_shape = found.shape == wanted.shape
     error = scaled_error(found, wanted) if same_shape else float("inf")
-    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    return _Compared(graph.layer_of[name], op, name, weights, error)
+    return _Compared(layer, _op_name(node), name, weights, error)
+
+
+def _op_name(node: ir.Node) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
 def _is_matrix(value: ir.Value) -> bool:
@@ -110,7 +122,7 @@ def _by_layer(compared: Sequence[_Compared]) -> tuple[LayerCheck, ...]:
 
 
 class _Instrumented:
-    """The package's own graph and kernels, giving every float value it computes."""
+    """The package's own graph and kernels, giving every number it computes."""
 
     def __init__(self, package: Package, variant: Variant) -> None:
         data = package.read_verified(variant.graphs["step"])
@@ -121,12 +133,13 @@ class _Instrumented:
         given = {value.name for value in graph.outputs}
         for node in graph:
             for value in node.outputs:
-                if value.name is None or value.dtype not in _FLOATS:
+                if value.name is None:
                     continue
                 self.producers[value.name] = node
-                if value.name not in given:
+                # Equal scores may be ranked either way; what their experts give is compared.
+                ranks = node.op_type == "TopK" and value is node.outputs[1]
+                if value.dtype in _COMPARED and not ranks and value.name not in given:
                     graph.outputs.append(value)
-        self.layer_of = _layers(graph)
         extended = ir.serde.serialize_model(model).SerializeToString()
         self.session, _ = open_graph(package, variant, extended, default_threads())
         self.names = [value.name for value in graph.outputs if value.name is not None]
@@ -146,8 +159,20 @@ class _Instrumented:
             states[spec.name] = values[spec.output_name]
         return values
 
+    def unseen_before(self, name: str, seen: Mapping[str, Array]) -> tuple[str, ...]:
+        """The nodes between this value and those compared before it: any of them may be wrong."""
+        unseen: list[str] = []
+        waiting = [name]
+        while waiting:
+            for value in self.producers[waiting.pop()].inputs:
+                source = None if value is None or value.name is None else value.name
+                if source in self.producers and source not in seen and source not in unseen:
+                    unseen.append(source)
+                    waiting.append(source)
+        return tuple(f"{_op_name(self.producers[source])} (node {source})" for source in unseen)
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+_COMPARED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64)
 
 
 def _parse(data: bytes) -> Any:
@@ -159,24 +184,11 @@ def _parse(data: bytes) -> Any:
         raise PackageError(f"the graph cannot be parsed: {error}") from error
 
 
-def _layers(graph: ir.Graph) -> dict[str, str]:
-    """The layer of each value: that of the nearest weights or states before it in the graph."""
-    layers: dict[str, str] = {}
-    current = ""
-    for node in graph:
-        names = [value.name or "" for value in (*node.inputs, *node.outputs) if value is not None]
-        own = [match.group() for name in names if (match := _LAYER.search(name))]
-        if node.op_type == "Shape":  # any state tells the batch
-            own = []
-        # Shared constants are named for the layer that first had them: later layers win.
-        if own:
-            current = max(own, key=lambda layer: int(layer.split(".")[1]))
-        elif any(name.startswith(("norm.", "head.")) for name in names):
-            current = ""
-        for value in node.outputs:
-            if value.name is not None:
-                layers[value.name] = current
-    return layers
+def _layer(node: Node) -> str:
+    """Where in the model the op stands, whatever the package's graph may have it read."""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    match = _LAYER.search(modules[-1]) if modules else None
+    return match.group() if match else ""
 
 
 class _TorchTwin:
@@ -184,7 +196,7 @@ class _TorchTwin:
 
     def __init__(self, model: LazyModel) -> None:
         self.layout: StateLayout = model.decoder.layout
-        self.program = capture(model.decoder)
+        self.program = capture_as_exported(model.decoder)
         signature = self.program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.weights: Mapping[str, LazyTensor] = {
@@ -194,6 +206,10 @@ class _TorchTwin:
         self.renamed = dict(
             zip(outputs, ["logits", *(spec.output_name for spec in self.layout)], strict=True)
         )
+        self.layers = {
+            self.renamed.get(node.name, node.name): _layer(node)
+            for node in self.program.graph.nodes
+        }
 
     def run(self, tokens: Array, start: int, states: dict[str, Array]) -> dict[str, Array]:
         count = tokens.shape[1]
@@ -221,7 +237,7 @@ class _TorchTwin:
 
 
 class _Recorder(Interpreter):
-    """Keeps every float value, under the name that the ONNX graph has for it too."""
+    """Keeps every number, under the name that the ONNX graph has for it too."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=True)
@@ -229,11 +245,11 @@ class _Recorder(Interpreter):
 
     def run_node(self, node: Node) -> Any:
         result = super().run_node(node)
-        floats = (torch.float32, torch.float16)
+        compared = (torch.float32, torch.float16, torch.int64)
         if (
             node.op == "call_function"
             and isinstance(result, torch.Tensor)
-            and result.dtype in floats
+            and result.dtype in compared
         ):
             self.values[node.name] = result.numpy()
         return result

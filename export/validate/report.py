@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 from edgewright.export.validate.metrics import Difference
@@ -41,9 +42,12 @@ class Culprit:
     weights: tuple[str, ...]
     schedule: str
     error: float
+    made_with: tuple[str, ...] = ()  # what PyTorch has no value for, between this and its inputs
 
     def describe(self) -> str:
         reads = f", which reads {', '.join(self.weights)}" if self.weights else ""
+        if self.made_with:
+            reads += f", made with {', '.join(self.made_with)}"
         return (
             f"first difference in {self.layer or 'the model'}: {self.op} (node {self.node}{reads}),"
             f" error {self.error:.3g}, fed {self.schedule}"
@@ -83,7 +87,7 @@ class Report:
         values = {"passed": self.passed, "max_error": self.worst.difference.error, **asdict(self)}
         for shown, check in zip(values["greedy"], self.greedy, strict=True):
             shown["passed"] = check.passed
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
 
     def render(self) -> str:
         lines = [
@@ -121,3 +125,12 @@ class Report:
             lines += ["", self.culprit.describe()]
         lines += ["", "passed" if self.passed else "FAILED"]
         return "\n".join(lines)
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity and no NaN: null stands for an error that is no number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from edgewright.artifacts import Package
 from edgewright.artifacts.errors import PackageError
 from edgewright.export.validate import Report, validate
+from edgewright.export.validate.metrics import Difference
+from edgewright.export.validate.report import GreedyCheck, LogitCheck
 
 
 def _validate(package: Path, checkpoint: Path, **options: bool) -> Report:
@@ -94,12 +97,71 @@ def test_a_changed_attribute_is_found(
     assert not json.loads(report.to_json())["passed"]
 
 
-def test_a_swapped_op_is_found(package: Package, checkpoint: Path, tmp_path: Path) -> None:
-    def spoil(model: onnx.ModelProto) -> None:
-        _node(model, "Sigmoid", 1).op_type = "Tanh"
+def _swap_states(model: onnx.ModelProto) -> None:
+    first, second = _node(model, "CachedAttention", 1), _node(model, "CachedAttention", 2)
+    first.input[3], second.input[3] = second.input[3], first.input[3]
 
+
+def _read_another_layers_weight(model: onnx.ModelProto) -> None:
+    product = next(n for n in model.graph.node if "layers.1.feed_forward.up.weight" in n.input)
+    product.input[1] = "layers.2.feed_forward.up.weight"
+
+
+def _divide_the_residual(model: onnx.ModelProto) -> None:
+    """The Add that takes what layer 1's attention gives back into the stream."""
+    product = next(n for n in model.graph.node if "layers.1.mixer.output.weight" in n.input)
+    next(n for n in model.graph.node if product.output[0] in n.input).op_type = "Sub"
+
+
+def _turn_elsewhere(model: onnx.ModelProto) -> None:
+    """Of the positions, the one sum of whole numbers."""
+    _node(model, "Add", 0).op_type = "Mul"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "layer", "op"),
+    [
+        (lambda m: setattr(_node(m, "Sigmoid", 1), "op_type", "Tanh"), "layers.1", "Tanh"),
+        (_divide_the_residual, "layers.1", "Sub"),
+        (_swap_states, "layers.1", "CachedAttention"),
+        (_read_another_layers_weight, "layers.1", "BlockMatMul"),
+        (lambda m: setattr(_node(m, "Sin", 0), "op_type", "Cos"), "the model", "Cos"),
+        (_turn_elsewhere, "the model", "Mul"),
+    ],
+)
+def test_a_changed_op_is_found(
+    package: Package,
+    checkpoint: Path,
+    tmp_path: Path,
+    spoil: Callable[[onnx.ModelProto], None],
+    layer: str,
+    op: str,
+) -> None:
     report = _validate(_respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
-    assert report.culprit is not None and report.culprit.layer == "layers.1"
+    assert report.culprit is not None
+    told = report.culprit.describe()
+    assert told.startswith(f"first difference in {layer}: ") and f"{op} (node " in told
+
+
+def test_every_op_of_the_graph_is_compared(package: Package, checkpoint: Path) -> None:
+    report = _validate(package.root, checkpoint, layers=True, store=False)
+    graph = onnx.load(package.root / "variants/cpu/model.onnx", load_external_data=False).graph
+    nameless = [n for n in graph.node if n.output[0].startswith(("val_", "sym_size"))]
+    states = sum(node.op_type == "CachedAttention" for node in graph.node) * 2
+    compared = sum(check.ops for check in report.layers)
+    assert compared == len(graph.node) - len(nameless) + states
+
+
+def test_what_is_no_number_is_null_in_json() -> None:
+    nowhere = Difference(math.inf, math.nan, math.nan, math.nan, 0.0)
+    check = LogitCheck(1, "at once", nowhere, False)
+    report = Report("p", "cpu", "native", "r", 1e-4, (check,), (GreedyCheck(1, 1, 0),))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    shown = json.loads(report.to_json(), parse_constant=refuse)
+    assert shown["max_error"] is None and not shown["passed"]
 
 
 def test_a_changed_weight_is_found_and_named(
