@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from edgewright.artifacts import strict_json
 from edgewright.artifacts.manifest import GenerationDefaults, Manifest, Option, Tokenizer, Variant
@@ -12,7 +12,28 @@ from edgewright.artifacts.package import Package
 from edgewright.artifacts.strict_json import Json
 
 _LABEL_WIDTH = 12
+_EVIDENCE_LIMIT_BYTES = 16 << 20
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one validation found; `max_error` is None where it was no number."""
+
+    passed: bool
+    max_error: float | None
+    tolerance: float
+    kernels: str
+    reference: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "passed": self.passed,
+            "max_error": self.max_error,
+            "tolerance": self.tolerance,
+            "kernels": self.kernels,
+            "reference": self.reference,
+        }
 
 
 @dataclass(frozen=True)
@@ -23,6 +44,7 @@ class Summary:
     manifest: Manifest
     size_bytes: int
     file_count: int
+    findings: Mapping[str, Finding] = field(default_factory=dict)
 
     @property
     def state_bytes_per_token(self) -> int:
@@ -58,8 +80,13 @@ class Summary:
             "tokenizer": strict_json.encode(manifest.tokenizer),
             "generation": strict_json.encode(manifest.generation),
             "provenance": strict_json.encode(manifest.provenance),
-            "evidence": strict_json.encode(manifest.evidence),
+            "evidence": {name: self._evidence_json(name) for name in sorted(manifest.evidence)},
         }
+
+    def _evidence_json(self, name: str) -> Json:
+        entry, finding = self.manifest.evidence[name], self.findings.get(name)
+        stored: dict[str, Json] = {"path": entry.path, "sha256": entry.sha256, "size": entry.size}
+        return stored | (finding.to_json() if finding else {})
 
     def _variant_json(self, variant: Variant) -> Json:
         return {
@@ -83,7 +110,31 @@ def summarise(package: Package) -> Summary:
         manifest=package.manifest,
         size_bytes=package.size_bytes,
         file_count=len(package.entries) + 1,
+        findings={
+            name: finding
+            for name, entry in package.manifest.evidence.items()
+            if entry.size <= _EVIDENCE_LIMIT_BYTES
+            and (finding := _finding(package.read_evidence(name), entry.path)) is not None
+        },
     )
+
+
+def _finding(data: bytes, source: str) -> Finding | None:
+    """None where the evidence is of another kind than a validation's report."""
+    report = strict_json.parse(data, source)
+    if not isinstance(report, dict):
+        return None
+    passed, error, tolerance = (report.get(key) for key in ("passed", "max_error", "tolerance"))
+    kernels, reference = report.get("kernels"), report.get("reference")
+    if (
+        isinstance(passed, bool)
+        and (error is None or isinstance(error, float))
+        and isinstance(tolerance, float)
+        and isinstance(kernels, str)
+        and isinstance(reference, str)
+    ):
+        return Finding(passed, error, tolerance, kernels, reference)
+    return None
 
 
 def render(summary: Summary) -> str:
@@ -103,7 +154,7 @@ def render(summary: Summary) -> str:
     ]
     for variant in manifest.variants:
         lines += _variant_lines(variant, summary.weight_bytes(variant))
-    lines += ["", *_provenance_lines(manifest), _row("Evidence", _evidence_line(manifest))]
+    lines += ["", *_provenance_lines(manifest), *_evidence_lines(summary)]
     return "\n".join(lines) + "\n"
 
 
@@ -217,12 +268,31 @@ def _option(value: Option) -> str:
     return str(value)
 
 
-def _evidence_line(manifest: Manifest) -> str:
-    if not manifest.evidence:
-        return "none: run edgewright validate to measure it against its checkpoint"
-    return ", ".join(
-        f"{name} ({size_text(entry.size)})" for name, entry in sorted(manifest.evidence.items())
-    )
+def _evidence_lines(summary: Summary) -> Iterator[str]:
+    evidence = summary.manifest.evidence
+    if not evidence:
+        yield _row("Evidence", "none: run edgewright validate to measure it against its checkpoint")
+    label = "Evidence"
+    for name, entry in sorted(evidence.items()):
+        finding = summary.findings.get(name)
+        if finding is None:
+            yield _row(label, f"{name} ({size_text(entry.size)})")
+        else:
+            verdict = "passed" if finding.passed else "FAILED"
+            error = "not a number" if finding.max_error is None else f"{finding.max_error:.2g}"
+            yield _row(
+                label,
+                f"{name}: {verdict}, largest error {error} where {finding.tolerance:g} is allowed,",
+            )
+            against = _line(finding.reference)
+            yield _row("", f"{_line(finding.kernels)} kernels against {against}")
+        label = ""
+
+
+def _line(text: str, limit: int = 120) -> str:
+    """The text of a package's file, fit for a terminal."""
+    shown = text if text.isprintable() else json.dumps(text)
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,45 @@ Evidence    cpu (2 bytes)
 
 def test_the_page(package: Package) -> None:
     assert render(summarise(package.add_evidence("cpu", b"{}"))) == PAGE
+
+
+@pytest.mark.parametrize(
+    ("passed", "error", "reference", "told"),
+    [
+        (
+            True,
+            3.21e-7,
+            "transformers 5.23.0 LlamaForCausalLM",
+            "Evidence    cpu: passed, largest error 3.2e-07 where 0.0001 is allowed,\n"
+            "            native kernels against transformers 5.23.0 LlamaForCausalLM\n",
+        ),
+        (
+            False,
+            None,
+            "a\x1b[2Jb",
+            "Evidence    cpu: FAILED, largest error not a number where 0.0001 is allowed,\n"
+            '            native kernels against "a\\u001b[2Jb"\n',
+        ),
+    ],
+)
+def test_what_validation_found(
+    package: Package, passed: bool, error: float | None, reference: str, told: str
+) -> None:
+    report = {
+        "passed": passed,
+        "max_error": error,
+        "tolerance": 1e-4,
+        "kernels": "native",
+        "reference": reference,
+        "logits": [],
+    }
+    summary = summarise(package.add_evidence("cpu", json.dumps(report).encode()))
+    assert render(summary).endswith(told)
+    evidence = summary.to_json()["evidence"]
+    assert isinstance(evidence, dict)
+    shown = evidence["cpu"]
+    assert isinstance(shown, dict)
+    assert (shown["passed"], shown["max_error"]) == (passed, error)
 
 
 def test_the_keys(package: Package) -> None:
