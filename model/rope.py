@@ -51,11 +51,13 @@ class RopeParameters:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     interleaved: bool = False
+    # `dim` is less than the head, so an odd one has room to be rounded up, as in transformers.
+    partial: bool = False
 
 
 def build_rope(p: RopeParameters) -> RopeSpec:
     """Each published scaling becomes frequencies and a magnitude, in float32 as published code."""
-    if p.dim % 2 or p.dim < 2:
+    if p.dim < 1 or (p.dim % 2 and not (p.partial and p.kind == "default")):
         raise ValueError(f"{p.dim} values of each head cannot be rotated in pairs")
     exponents = torch.arange(0, p.dim, 2, dtype=torch.int64).float() / p.dim
     powers = p.theta**exponents
@@ -80,6 +82,8 @@ def _fixed(p: RopeParameters, frequencies: Tensor, magnitude: float = 1.0) -> Ro
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:
+    if not values.isfinite().all():
+        raise ValueError("rope_theta and the scaling's factors give frequencies beyond float32")
     return tuple(values.tolist())
 
 
@@ -108,6 +112,8 @@ def _llama3(p: RopeParameters, plain: Tensor) -> Tensor:
     factor = _required(p.factor, "factor")
     low = _required(p.low_freq_factor, "low_freq_factor")
     high = _required(p.high_freq_factor, "high_freq_factor")
+    if high <= low:
+        raise ValueError(f"high_freq_factor {high} is not above low_freq_factor {low}")
     turns = p.original_max_positions * plain / (2 * math.pi)
     # 1 keeps a frequency that turns often within the original context, 0 divides it by the factor.
     keep = ((turns - low) / (high - low)).clamp(0, 1)

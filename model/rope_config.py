@@ -53,6 +53,7 @@ def read_rope_section(
     original: int | None = None,
     interleaved: bool = False,
     aliases: Mapping[str, str] | None = None,
+    partial: bool = False,
 ) -> RopeSpec:
     kind = section.string("rope_type", section.string("type", "default"))
     theta = section.positive("rope_theta", theta)
@@ -68,6 +69,7 @@ def read_rope_section(
         original_max_positions=original or inside,
         truncate=section.boolean("truncate", True),
         interleaved=interleaved,
+        partial=partial,
         short_factor=section.numbers("short_factor"),
         long_factor=section.numbers("long_factor"),
         **numbers,

@@ -186,9 +186,9 @@ ENTRIES: dict[str, Entry] = {
     "phi3-partial-tied": Entry(
         "phi3",
         {
-            "head_dim": 16,
+            "head_dim": 20,  # of which 15 are asked for and 16 turn, with the exponents of 15
             "num_attention_heads": 4,
-            "hidden_size": 64,
+            "hidden_size": 80,
             "tie_word_embeddings": True,
             "rope_parameters": _rope("default", partial_rotary_factor=0.75),
         },

@@ -33,7 +33,9 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     window = reader.integer_or_null("sliding_window", 128)
     windows = read_windows(reader, sizes.layers, window, every_nth_full(sizes.layers, 2))
     bias = reader.boolean("attention_bias", True)
-    rope = read_rope(reader, sizes.head_dim, sizes.max_context, theta=150000.0, scaling=_SCALING)
+    # An empty section means no scaling here; only a missing one means the published scaling.
+    scaling = None if "rope_parameters" in reader else _SCALING
+    rope = read_rope(reader, sizes.head_dim, sizes.max_context, theta=150000.0, scaling=scaling)
     mixer = replace(sizes.attention, rope=rope, qkv_bias=bias, output_bias=bias, sinks=True)
     experts = replace(
         read_moe(reader, sizes.intermediate, experts=128, top_k=4),

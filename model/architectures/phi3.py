@@ -45,7 +45,15 @@ def _read_rope(reader: ConfigReader, sizes: Sizes) -> RopeSpec:
     if part > 1:
         raise section.wrong("partial_rotary_factor", part, "at most 1")
     dim = int(sizes.head_dim * part)
-    rope = read_rope_section(section, dim, sizes.max_context, theta, original, aliases=_ALIASES)
+    rope = read_rope_section(
+        section,
+        dim,
+        sizes.max_context,
+        theta,
+        original,
+        aliases=_ALIASES,
+        partial=dim < sizes.head_dim,
+    )
     kind = section.string("rope_type", section.string("type", "default"))
     if _ALIASES.get(kind, kind) not in ("default", "longrope"):
         raise section.wrong("rope_type", kind, "default or longrope")

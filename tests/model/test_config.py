@@ -75,6 +75,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         _with("Llama-3.2-1B", rope_scaling={"rope_type": "linear", "factor": 0}),
         "'factor' above 0",
     ),
+    "bands the wrong way round": (
+        _with("Llama-3.2-1B", rope_scaling={**ROPE, "low_freq_factor": 8.0}),
+        "high_freq_factor 4.0 is not above low_freq_factor 8.0",
+    ),
+    "frequencies without end": (
+        _with(
+            "Phi-3.5-mini-instruct",
+            rope_scaling={"type": "su", "short_factor": [0.0] * 8, "long_factor": [1.0] * 8},
+        ),
+        "frequencies beyond float32",
+    ),
     "rotation a list": (_with("Llama-3.2-1B", rope_scaling=[1]), "required: an object"),
     "rotation by layer": (
         _with("Qwen3-0.6B", rope_parameters={"full_attention": {"rope_type": "default"}}),
@@ -180,6 +191,15 @@ def test_keys_that_every_saved_config_may_carry_are_inert(name: str) -> None:
         "id2label": {"0": "a"},
     }
     assert load_config({**saved.to_dict(), **generation, **book}) == load_config(saved.to_dict())
+
+
+def test_gpt_oss_without_a_rotary_section_is_scaled_and_with_an_empty_one_is_not() -> None:
+    config = {key: value for key, value in PUBLISHED["gpt-oss-20b"].items() if "rope" not in key}
+    (scaled,), (plain,) = (
+        load_config({**config, **section}).ropes for section in ({}, {"rope_parameters": {}})
+    )
+    assert scaled.magnitude > 1
+    assert plain.magnitude == 1
 
 
 def test_a_mixture_of_no_experts_is_dense() -> None:
