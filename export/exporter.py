@@ -102,6 +102,7 @@ def export_checkpoint(
     tell, caution = progress or (lambda *_: None), warn or (lambda _: None)
     with PackageWriter(out) as writer, ThreadPoolExecutor(1) as compiling:
         model = open_model(checkpoint, cache_dtype=options.cache_dtype)
+        generation = read_generation(model.checkpoint)
         libraries = [compiling.submit(build, target) for target in options.targets]
         tell("tracing", 0, 1)
         graph = canonical_graph(model)
@@ -116,7 +117,7 @@ def export_checkpoint(
         return writer.finish(
             Manifest(
                 model=_describe(model),
-                generation=read_generation(model.checkpoint),
+                generation=generation,
                 tokenizer=tokenizer,
                 variants=variants,
                 provenance=_provenance(model, options),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tokenizers
+
 from edgewright.artifacts import PackageWriter, Tokenizer
 from edgewright.artifacts.errors import ExportError
 from edgewright.model.checkpoint import Checkpoint
@@ -56,14 +58,28 @@ def _read(path: Path, warn: Callable[[str], None]) -> _Found | None:
         return _through_transformers(path)
     except ImportError:
         reason = "transformers is not installed"
-    except Exception as error:  # any tokenizer class, any broken file
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # any tokenizer class; tokenizers panics over some broken files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    definition = path / "tokenizer.json"
-    if definition.is_file():
+    definition = _as_it_stands(path / "tokenizer.json")
+    if definition is not None:
         warn(f"tokenizer.json is taken as it stands, without its chat template ({reason})")
-        return _Found(definition.read_text(encoding="utf-8"))
+        return _Found(definition)
     warn(f"the tokenizer cannot be read, the package will take token ids, not text ({reason})")
     return None
+
+
+def _as_it_stands(path: Path) -> str | None:
+    """The file's text if the runtime's own library makes a tokenizer of it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tokenizers.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException:
+        return None
+    return text
 
 
 def _through_transformers(path: Path) -> _Found:

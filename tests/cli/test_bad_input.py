@@ -92,6 +92,18 @@ CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
     "unknown key": (lambda f: _configure(f, attention_twist=0.5), "attention_twist"),
     "unknown activation": (lambda f: _configure(f, hidden_act="snake"), "snake"),
     "config is not JSON": (lambda f: _overwrite(f / "config.json", "{"), "config.json"),
+    "settings out of range": (
+        lambda f: _overwrite(f / "generation_config.json", '{"temperature": -1}'),
+        "generation_config.json: 'temperature' is -1",
+    ),
+    "settings no float holds": (
+        lambda f: _overwrite(f / "generation_config.json", f'{{"top_p": {10**400}}}'),
+        "generation_config.json: 'top_p'",
+    ),
+    "an end over two lines": (
+        lambda f: _overwrite(f / "generation_config.json", r'{"eos_token_id": "a\nb"}'),
+        r"'eos_token_id' is a\nb",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
     "a pickle": (_pickle, "pickle"),
@@ -136,9 +148,20 @@ def test_nan_weights_export_with_a_warning(edgewright: Edgewright, copy: Path) -
     assert UP in warning
 
 
-def test_without_a_tokenizer_only_text_is_refused(edgewright: Edgewright, copy: Path) -> None:
-    (copy / "tokenizer.json").unlink()
-    (copy / "tokenizer_config.json").unlink()
+def _lose_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def _spoil_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(b'{"model": "\xff')
+
+
+@pytest.mark.parametrize("spoil", [_lose_the_tokenizer, _spoil_the_tokenizer])
+def test_without_a_tokenizer_only_text_is_refused(
+    edgewright: Edgewright, copy: Path, spoil: Spoil
+) -> None:
+    spoil(copy)
     out = copy.parent / "out"
     assert edgewright("export", copy, "-o", out).exit_code == 0
     _refused(edgewright("run", out, "--prompt", "hello"), "tokenizer")
