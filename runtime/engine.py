@@ -66,8 +66,6 @@ class Engine:
         check_layout(variant.states)
         graph = package.read_verified(variant.graphs["step"])
         count = default_threads() if threads is None else threads
-        if count < 1:
-            raise SessionError(f"threads is {count}; at least 1 is required")
         session, kernels = open_graph(package, variant, graph, count)
         _check_interface(session, variant)
         return cls(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,16 +72,18 @@ class RowText:
 
 def make_ending(
     max_new_tokens: int,
-    stop_ids: Sequence[int] | None,
+    stop_ids: int | Sequence[int] | None,
     stop: str | Sequence[str] | None,
     eos_ids: Sequence[int],
 ) -> Ending:
     if not _is_whole(max_new_tokens) or max_new_tokens < 0:
         raise SessionError(f"max_new_tokens is {max_new_tokens!r}; 0 or more is required")
-    ids = tuple(eos_ids if stop_ids is None else stop_ids)
+    given = eos_ids if stop_ids is None else stop_ids
+    ids = tuple(given) if isinstance(given, Iterable) else (given,)  # a single id is one too
     if not all(_is_whole(token) and token >= 0 for token in ids):
         raise SessionError(f"stop_ids is {stop_ids!r}; token ids are required")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    texts = () if stop is None else stop
+    stops = tuple(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else (texts,)
     if not all(isinstance(text, str) and text for text in stops):
         raise SessionError(f"stop is {stop!r}; strings of at least one character are required")
     return Ending(int(max_new_tokens), frozenset(int(token) for token in ids), stops)

@@ -19,7 +19,15 @@ from edgewright.runtime.package_text import open_chat, open_codec
 from edgewright.runtime.sampling import Sampling
 from edgewright.runtime.state import State
 from edgewright.runtime.text import TextCodec
-from edgewright.runtime.token_input import Ids, TokenRow, TokenRows, is_batch, parse_row, parse_rows
+from edgewright.runtime.token_input import (
+    Ids,
+    TokenRow,
+    TokenRows,
+    check_at_least_one,
+    is_batch,
+    parse_row,
+    parse_rows,
+)
 
 PREFILL_CHUNK = 512
 # What the logits of one chunk may take while every position's are wanted.
@@ -36,7 +44,7 @@ class GenerateOptions(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | Sequence[int] | None
     stop: str | Sequence[str] | None
-    stop_ids: Sequence[int] | None
+    stop_ids: int | Sequence[int] | None
     fresh: bool
     chunk: int
 
@@ -84,9 +92,11 @@ class Session:
         variant = choose_variant(opened, provider)
         limit = opened.manifest.model.max_context
         if capacity is not None:
-            if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-                raise SessionError(f"capacity is {capacity!r}; at least 1 token is required")
-            limit = capacity
+            limit = check_at_least_one("capacity", capacity, "token")
+        if threads is not None:
+            threads = check_at_least_one("threads", threads)
+        if budget is not None and not isinstance(budget, Budget):
+            raise SessionError(f"budget is {budget!r}; a Budget(memory_bytes) is required")
         engine = Engine.open(opened, variant, threads)
         return cls(opened, engine, limit, budget, variant.name)
 
@@ -124,7 +134,7 @@ class Session:
             return np.empty((0, self.vocab_size), dtype=np.float32)
         if chunk is None:
             chunk = max(1, min(PREFILL_CHUNK, _LOGITS_CHUNK_BYTES // (4 * self.vocab_size)))
-        return self._new_context(1).all_logits(row, _checked_chunk(chunk))
+        return self._new_context(1).all_logits(row, check_at_least_one("chunk", chunk, "token"))
 
     def prefill(
         self,
@@ -139,7 +149,8 @@ class Session:
         stays as it is, and its logits are NaN.
         """
         rows = self._prompt_rows(ids, lengths)
-        return self._context_for(len(rows)).prefill(rows, _checked_chunk(chunk))
+        chunk = check_at_least_one("chunk", chunk, "token")
+        return self._context_for(len(rows)).prefill(rows, chunk)
 
     def decode(self, tokens: int | TokenRow) -> Logits:
         """Continue every row with one token; the logits after it [batch, vocab]."""
@@ -194,6 +205,8 @@ class Session:
 
     def resume(self, state: State) -> None:
         """Take up a state that this package made, in this session or another."""
+        if not isinstance(state, State):
+            raise SessionError(f"a state that snapshot gave is required, not {state!r:.60}")
         if state.fingerprint != self._engine.fingerprint:
             raise SessionError(
                 "the state was made by another package or variant; resume it with the one it "
@@ -275,7 +288,7 @@ class Session:
         )
         eos_ids = self.package.manifest.generation.eos_token_ids
         ending = make_ending(max_new_tokens, options.get("stop_ids"), options.get("stop"), eos_ids)
-        chunk = _checked_chunk(options.get("chunk", PREFILL_CHUNK))
+        chunk = check_at_least_one("chunk", options.get("chunk", PREFILL_CHUNK), "token")
         ids = self._prompt_rows(prompt, None)
         seeds = make_seeds(options.get("seed"), len(ids))
         codec = self.codec if read_text or ending.stops else None
@@ -298,7 +311,7 @@ class Session:
     ) -> list[Ids]:
         if isinstance(ids, str):
             ids = [ids]
-        if not isinstance(ids, np.ndarray) and len(ids) and isinstance(ids[0], str):
+        if is_batch(ids) and isinstance(ids, Sequence) and isinstance(ids[0], str):
             ids = [self.codec.encode(text) for text in ids]  # type: ignore[arg-type]
         return parse_rows(ids, lengths, self.vocab_size)  # type: ignore[arg-type]
 
@@ -329,9 +342,3 @@ class Session:
         if self._context is None:
             raise SessionError("the session has no state yet; prefill or decode first")
         return self._context
-
-
-def _checked_chunk(chunk: int) -> int:
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise SessionError(f"chunk is {chunk!r}; at least 1 token is required")
-    return chunk

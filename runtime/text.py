@@ -36,6 +36,12 @@ class TextCodec:
         """`special`: with the tokens that the tokenizer puts at the ends, as for a plain prompt."""
         if not isinstance(text, str):
             raise SessionError(f"a text prompt must be a string; found {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes that were no UTF-8 reach Python as these
+            raise SessionError(
+                f"the text is not Unicode at character {error.start}; pass UTF-8"
+            ) from None
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:

@@ -16,10 +16,14 @@ TokenRows = TokenRow | Sequence[TokenRow]
 
 def is_batch(prompt: TokenRows | str | Sequence[str]) -> bool:
     """Whether this is several rows, or several texts, rather than one."""
-    if isinstance(prompt, np.ndarray):
-        return prompt.ndim != 1
     if isinstance(prompt, str):
         return False
+    if (axes := getattr(prompt, "ndim", None)) is not None:  # an array, or another library's
+        return bool(axes > 1)
+    if not isinstance(prompt, Sequence):
+        raise SessionError(
+            f"a prompt is token ids or text, or several of either; found {type(prompt).__name__}"
+        )
     return len(prompt) > 0 and isinstance(prompt[0], Sequence | np.ndarray)
 
 
@@ -64,3 +68,11 @@ def _integers(values: object, what: str) -> NDArray[np.integer]:
         found = f"shape {list(array.shape)}" if array.ndim != 1 else f"{array.dtype} values"
         raise SessionError(f"{what} must be one row of whole numbers; found {found}")
     return array.astype(np.int64) if array.size == 0 else array
+
+
+def check_at_least_one(name: str, value: object, unit: str = "") -> int:
+    """A caller's whole number, which may be numpy's."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        wanted = f"at least 1 {unit}".rstrip()
+        raise SessionError(f"{name} is {value!r}; {wanted} is required")
+    return int(value)

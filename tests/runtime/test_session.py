@@ -223,6 +223,9 @@ def test_states_stay_in_the_memory_they_are_bound_to(any_toy: Path) -> None:
         (np.zeros((1, 2, 2), dtype=np.int64), "whole numbers"),
         ([2**70], "whole numbers"),
         (np.zeros((0, 3), dtype=np.int64), "no rows"),
+        (np.array(1), "whole numbers"),
+        (None, "found NoneType"),
+        ({"input_ids": [1]}, "found dict"),
         ("text", "no tokenizer"),
     ],
 )
@@ -247,8 +250,13 @@ def test_misuse_is_one_line(toy: Path) -> None:
         session.prefill([[1], [2]], chunk=0)
     with pytest.raises(SessionError, match="capacity"):
         Session.open(toy, capacity=0)
-    with pytest.raises(SessionError, match="threads"):
-        Session.open(toy, threads=0)
+    for threads in (0, "2", True):
+        with pytest.raises(SessionError, match="threads"):
+            Session.open(toy, threads=threads)
+    with pytest.raises(SessionError, match="Budget"):
+        Session.open(toy, budget=1 << 30)
+    with pytest.raises(SessionError, match="snapshot"):
+        session.resume(None)
 
 
 def test_a_stateless_context_and_empty_logits(tmp_path: Path) -> None:

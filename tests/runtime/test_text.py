@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from edgewright.artifacts.errors import PackageError
+from edgewright.artifacts.errors import PackageError, SessionError
 from edgewright.runtime.text import StopScanner, TextCodec
 
 TEXTS = [
@@ -175,3 +175,9 @@ def test_stop_strings_straddle_pieces(
     whole = "".join(pieces)
     if not stopped:
         assert "".join(told) + scanner.finish() == whole
+
+
+def test_bytes_that_were_no_text_are_refused(byte_level: TextCodec) -> None:
+    """As they come from a pipe or a command line that held no UTF-8."""
+    with pytest.raises(SessionError, match="not Unicode at character 1"):
+        byte_level.encode(b"a\xff".decode(errors="surrogateescape"))
