@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from edgewright.artifacts import GenerationDefaults
 from edgewright.artifacts.errors import CheckpointError
+from edgewright.artifacts.json_text import Json, one_line
 from edgewright.model.checkpoint import Checkpoint
-from edgewright.model.strict_json import Json, one_line
 
 
 def read_generation(checkpoint: Checkpoint) -> GenerationDefaults:
@@ -39,7 +39,7 @@ def _token_ids(value: Json, key: str) -> tuple[int, ...]:
     ids = [item for item in listed if type(item) is int and item < 2**31]
     if len(ids) != len(listed):
         raise CheckpointError(
-            f"'{key}' is {one_line(str(value), 60)}; one or more token ids are needed"
+            f"'{key}' is {one_line(repr(value), 60)}; one or more token ids are needed"
         )
     return tuple(item for item in ids if item >= 0)
 
@@ -50,7 +50,7 @@ def _number(asked: Mapping[str, Json], key: str, most: float) -> float | None:
         return None
     if isinstance(value, bool | str | list | dict) or not 0 <= value <= most:
         raise CheckpointError(
-            f"generation_config.json: '{key}' is {one_line(str(value), 60)};"
+            f"generation_config.json: '{key}' is {one_line(repr(value), 60)};"
             f" a number from 0 to {most:g} is needed"
         )
     return float(value)

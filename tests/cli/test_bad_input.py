@@ -102,7 +102,7 @@ CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
     ),
     "an end over two lines": (
         lambda f: _overwrite(f / "generation_config.json", r'{"eos_token_id": "a\nb"}'),
-        r"'eos_token_id' is a\nb",
+        r"'eos_token_id' is 'a\nb'",
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
