@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgewright.artifacts.errors import TrainingError
-from edgewright.model.strict_json import Json
+from edgewright.artifacts.json_text import Json
 from edgewright.model.training.recipe import Recipe
 from edgewright.model.training.vocabulary import END_OF_TEXT_ID
 

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edgewright.artifacts.errors import TrainingError
+from edgewright.artifacts.json_text import Json
 from edgewright.model.architectures import load_config
 from edgewright.model.call import Call
 from edgewright.model.decoder import Decoder
 from edgewright.model.rope import Rope
-from edgewright.model.strict_json import Json
 from edgewright.model.training.batches import Batches
 from edgewright.model.training.causal_attention import CausalAttention
 from edgewright.model.training.corpus import Corpus

@@ -21,6 +21,7 @@ from edgewright.model.training.corpus import STDLIB_HELD_OUT, Corpus, read_corpu
 from edgewright.model.training.recipe import Recipe
 from edgewright.model.training.trainer import RECORD_FILE, STATE_FILE, Step, Trainer
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny"
 DOCUMENTS = tuple(
     f"def add_{i}(first, second):\n    # naïve → {i}\n    return first + second + {i}\n" * 4
     for i in range(30)
@@ -238,3 +239,17 @@ def test_the_command(tmp_path: Path) -> None:
         "tokenizer_config.json",
         "training.json",
     }
+
+
+@torch.no_grad()
+def test_the_example_is_what_its_record_says() -> None:
+    files = {path.name: path.stat().st_size for path in EXAMPLE.iterdir()}
+    assert sum(files.values()) <= 12_000_000
+    record = json.loads((EXAMPLE / RECORD_FILE).read_text())
+    model = AutoModelForCausalLM.from_pretrained(EXAMPLE, dtype=torch.float32)
+    assert sum(p.numel() for p in model.parameters()) == record["parameters"]
+    assert 4_000_000 <= record["parameters"] <= 5_500_000
+    tokenizer = AutoTokenizer.from_pretrained(EXAMPLE)
+    text = "def read(path):\n    with open(path) as file:\n        return file.read()\n"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert float(model(ids, labels=ids).loss) < record["held_out_loss"]
