@@ -12,9 +12,10 @@ from typing import Annotated, Final, Literal
 
 from edgewright.artifacts import strict_json
 from edgewright.artifacts.errors import PackageError
+from edgewright.artifacts.json_text import Json
 from edgewright.artifacts.package_paths import PackagePath, check_together
 from edgewright.artifacts.states import StateLayout
-from edgewright.artifacts.strict_json import WHOLE_LIMIT, Items, Json, Range, Text
+from edgewright.artifacts.strict_json import WHOLE_LIMIT, Items, Range, Text
 
 FORMAT: Final = "edgewright-package"
 FORMAT_VERSION: Final = 1

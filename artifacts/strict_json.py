@@ -16,14 +16,13 @@ from functools import cache
 from typing import Annotated, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgewright.artifacts.errors import PackageError
+from edgewright.artifacts.json_text import Json, parse_json
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
 
 ITEMS_LIMIT = 100_000
 # JavaScript reads manifests too, and its numbers are exact up to here.
 WHOLE_LIMIT = (1 << 53) - 1
-_DIGITS_LIMIT = 40
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,7 @@ class Items:
 
 
 def parse(data: bytes, source: str) -> Json:
-    try:
-        parsed: Json = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_without_repeats,
-            parse_constant=_refuse_constant,
-            parse_int=_whole_number,
-        )
-    except _Refused as refused:
-        raise PackageError(f"{source}: {refused}") from None
-    except UnicodeDecodeError as error:
-        raise PackageError(f"{source}: not UTF-8 text at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise PackageError(
-            f"{source}: not complete JSON ({error.msg}, {where}); copy or export the package again"
-        ) from None
-    except RecursionError:
-        raise PackageError(f"{source}: nested too deeply") from None
-    return parsed
+    return parse_json(data, source, PackageError, "; copy or export the package again")
 
 
 def decode(cls: type[T], value: Json, source: str) -> T:
@@ -101,26 +82,6 @@ def dump(value: object) -> bytes:
 
 class _Refused(Exception):
     """What is wrong; becomes a PackageError once the file's name is known."""
-
-
-def _without_repeats(pairs: list[tuple[str, Json]]) -> Json:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _Refused(f"{_shown(repeated)} appears twice in one object")
-    return cast(Json, made)
-
-
-def _refuse_constant(name: str) -> Json:
-    raise _Refused(f"{name} is not a number")
-
-
-def _whole_number(digits: str) -> int:
-    # int() takes quadratic time; no field is ever near this long.
-    if len(digits) > _DIGITS_LIMIT:
-        raise _Refused(f"a number of {len(digits)} digits; at most {_DIGITS_LIMIT} are allowed")
-    return int(digits)
 
 
 def _decode(kind: object, value: Json, where: str) -> object:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edgewright.artifacts import strict_json
+from edgewright.artifacts.json_text import Json
 from edgewright.artifacts.manifest import GenerationDefaults, Manifest, Option, Tokenizer, Variant
 from edgewright.artifacts.package import Package
-from edgewright.artifacts.strict_json import Json
 
 _LABEL_WIDTH = 12
 _EVIDENCE_LIMIT_BYTES = 16 << 20

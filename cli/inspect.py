@@ -11,7 +11,7 @@ import click
 from edgewright.artifacts.errors import EdgewrightError
 
 if TYPE_CHECKING:
-    from edgewright.artifacts.strict_json import Json
+    from edgewright.artifacts.json_text import Json
 
 
 @click.command(short_help="Show what a package or a checkpoint holds and what it costs.")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from edgewright.artifacts.errors import CheckpointError
+from edgewright.artifacts.json_text import Json, one_line
 from edgewright.model.lazy import LazyTensor
 from edgewright.model.safetensors_file import StoredTensor
-from edgewright.model.strict_json import Json, one_line
 
 FP8_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 _SCALE_DTYPES = {

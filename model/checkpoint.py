@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewright.artifacts.errors import CheckpointError
+from edgewright.artifacts.json_text import Json, one_line
 from edgewright.model.block_scaled import dequantised, read_scheme
 from edgewright.model.lazy import LazyTensor
 from edgewright.model.safetensors_file import (
@@ -20,7 +21,7 @@ from edgewright.model.safetensors_file import (
     StoredTensor,
     open_safetensors,
 )
-from edgewright.model.strict_json import Json, one_line, parse_object, read_object, read_small_file
+from edgewright.model.strict_json import parse_object, read_object, read_small_file
 
 CONFIG_LIMIT_BYTES = 16 << 20
 INDEX_LIMIT_BYTES = 100_000_000

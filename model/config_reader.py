@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgewright.artifacts.errors import ConfigError
+from edgewright.artifacts.json_text import Json
 from edgewright.model.config import Activation
-from edgewright.model.strict_json import Json
 
 # Bookkeeping, training and generation settings: none of them changes what a forward pass computes.
 # Checkpoints' quantization_config is read with their tensors.

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgewright.artifacts.json_text import Json
 from edgewright.model.config_reader import ConfigReader
 from edgewright.model.rope import RopeParameters, RopeSpec, build_rope
-from edgewright.model.strict_json import Json
 
 _NUMBERS = {
     "factor": "factor",

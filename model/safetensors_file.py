@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from edgewright.artifacts.errors import CheckpointError
+from edgewright.artifacts.json_text import Json, one_line
 from edgewright.model.lazy import TORCH_DTYPES, Dtype, LazyTensor
-from edgewright.model.strict_json import Json, one_line, parse_object, regular_file_size
+from edgewright.model.strict_json import parse_object, regular_file_size
 
 # The bound of the safetensors library itself.
 HEADER_LIMIT_BYTES = 100_000_000

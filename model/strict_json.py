@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import stat
-from collections import Counter
 from pathlib import Path
-from typing import TypeAlias, cast
 
 from edgewright.artifacts.errors import CheckpointError
-
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+from edgewright.artifacts.json_text import Json, parse_json
 
 
 def parse_object(data: bytes, origin: str) -> dict[str, Json]:
-    """`origin` names the file in errors. Duplicate keys hide one value behind another: refused."""
-    try:
-        parsed = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-        )
-    except RecursionError:
-        raise CheckpointError(f"{origin}: the JSON is nested too deeply") from None
-    except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
-        raise CheckpointError(f"{origin}: not valid JSON: {one_line(str(error))}") from None
+    """`origin` names the file in errors."""
+    parsed = parse_json(data, origin, CheckpointError)
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{origin}: a JSON object is required, found {_kind(parsed)}")
-    return cast(dict[str, Json], parsed)
+    return parsed
 
 
 def read_object(path: Path, limit_bytes: int) -> dict[str, Json]:
@@ -57,31 +42,6 @@ def regular_file_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: not a regular file")
     return status.st_size
-
-
-def one_line(text: str, limit: int = 200) -> str:
-    """Text from a file, fit to stand in an error: printable and short."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
-    return shown if len(text) <= limit else shown[:limit] + "…"
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {one_line(twice, 80)} appears twice")
-    return found
-
-
-def _refuse_constant(constant: str) -> object:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite_float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{one_line(digits, 40)} is too large")
-    return value
 
 
 def _kind(value: object) -> str:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Protocol, cast
 
 from edgewright.artifacts.errors import ConfigError
+from edgewright.artifacts.json_text import Json
 from edgewright.model.config import ModelConfig
 from edgewright.model.config_reader import ConfigReader
-from edgewright.model.strict_json import Json
 from edgewright.model.weights import TensorSource, Weights
 
 _STRETCHING_CONTEXT = 1 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgewright.artifacts.json_text import Json
 from edgewright.model.config import LayerSpec, ModelConfig, MoeSpec
 from edgewright.model.config_reader import ConfigReader
 from edgewright.model.expert_weights import one_dtype
@@ -11,7 +12,6 @@ from edgewright.model.lazy import LazyTensor, strided_rows, transpose_last_two, 
 from edgewright.model.moe_config import read_moe
 from edgewright.model.rope_config import read_rope
 from edgewright.model.sizes import read_rms_norm, read_sizes
-from edgewright.model.strict_json import Json
 from edgewright.model.weights import TensorSource, Weights, decoder_weights, take_linear
 from edgewright.model.windows import every_nth_full, read_windows
 

@@ -63,7 +63,7 @@ def _escape(root: Path) -> None:
 SPOILT: list[tuple[Spoil, str]] = [
     (shutil.rmtree, "is not a package: there is no such directory"),
     (lambda root: (root / "manifest.json").unlink(), "is not a package: it has no manifest.json"),
-    (_truncate_manifest, "manifest.json: not complete JSON .* copy or export the package again"),
+    (_truncate_manifest, "manifest.json: not valid JSON .* copy or export the package again"),
     (_link_manifest, "manifest.json is a link; manifest.json must be a plain file"),
     (lambda root: os.truncate(root / "manifest.json", 1 << 40), "at most 33554432 are allowed"),
     (lambda root: (root / GRAPH).unlink(), f"{GRAPH} is missing; copy or export"),

@@ -96,8 +96,8 @@ CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
         lambda f: _overwrite(f / "generation_config.json", '{"temperature": -1}'),
         "generation_config.json: 'temperature' is -1",
     ),
-    "settings no float holds": (
-        lambda f: _overwrite(f / "generation_config.json", f'{{"top_p": {10**400}}}'),
+    "settings beyond any sense": (
+        lambda f: _overwrite(f / "generation_config.json", f'{{"top_p": {10**39}}}'),
         "generation_config.json: 'top_p'",
     ),
     "an end over two lines": (

@@ -178,7 +178,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config not text": (
         lambda p: (p / "config.json").write_bytes(b"\xff\xfe{}"),
-        "not valid JSON: 'utf-8'",
+        "not UTF-8 text at byte 0",
     ),
     "config twice": (
         lambda p: (p / "config.json").write_text('{"a": 1, "b": 2, "a": 3}'),

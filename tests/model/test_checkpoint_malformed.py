@@ -38,9 +38,9 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "pickle": (b"\x80\x02}q\x00." + bytes(40), "claims a header of"),
     "header not JSON": (file_of(b"{nonsense"), "header: not valid JSON"),
     "header a list": (file_of([]), "header: a JSON object is required"),
-    "header not UTF-8": (file_of(b'{"\xff": 1}'), "header: not valid JSON"),
+    "header not UTF-8": (file_of(b'{"\xff": 1}'), "header: not UTF-8 text at byte 2"),
     "header deep": (file_of(b'{"a":' + b"[" * 100_000), "nested too deeply"),
-    "number too long": (file_of(b'{"a":' + b"9" * 5000 + b"}"), "header: not valid JSON"),
+    "number too long": (file_of(b'{"a":' + b"9" * 5000 + b"}"), "a number of 5000 digits"),
     "name twice": (
         file_of(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2), EIGHT),
         "the key a appears twice",
