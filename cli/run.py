@@ -48,7 +48,15 @@ class Request:
 @click.option("--system", metavar="TEXT", help="The system message of the chat.")
 @click.option("--raw", is_flag=True, help="Add none of the tokenizer's own start and end tokens.")
 @click.option("--tokens", metavar="1,2,3", callback=whole_numbers, help="Token ids as the prompt.")
-@click.option("--max-new-tokens", "-n", metavar="N", default=64, show_default=True, type=int)
+@click.option(
+    "--max-new-tokens",
+    "-n",
+    metavar="N",
+    default=64,
+    show_default=True,
+    type=int,
+    help="Make no more tokens than these.",
+)
 @click.option(
     "--temperature", metavar="T", type=float, help="Sample; 0 is greedy, as is saying nothing."
 )
@@ -80,7 +88,7 @@ def command(
 
     \b
       edgewright run package --prompt "def read(path):"
-      edgewright run package --chat --prompt "Why is the sky blue?" --temperature 0.7
+      edgewright run package --chat -p "Why is the sky blue?" --temperature 0.7
       git diff | edgewright run package --chat --system "Summarise this change."
     """
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

@@ -54,7 +54,7 @@ def command(
     after a resume, and in a batch; then it generates. Where they differ, every value of the graph
     is compared, and the first layer and op that differ are named. Exit status 1 means they differ.
     """
-    from edgewright.export.validate import validate
+    from edgewright.export.validate import store_report, validate
 
     progress = Progress()
     try:
@@ -66,10 +66,12 @@ def command(
             greedy_tokens=greedy_tokens,
             layers=layers,
             seed=seed,
-            store=not no_store,
+            store=False,  # shown first: where it cannot be stored, the work is not lost
             progress=progress,
         )
     finally:
         progress.finish()
     click.echo(report.to_json() if as_json else report.render(), nl=not as_json)
+    if not no_store:
+        store_report(package, report)
     context.exit(0 if report.passed else 1)

@@ -80,8 +80,13 @@ def validate(
         culprit=culprit,
     )
     if store:
-        package.add_evidence(variant.name, report.to_json().encode())
+        store_report(package_path, report)
     return report
+
+
+def store_report(package_path: str | Path, report: Report) -> None:
+    """Into the package's evidence, in place of what an earlier validation of the variant left."""
+    Package.open(package_path).add_evidence(report.variant, report.to_json().encode())
 
 
 def _cache_dtype(variant: Variant) -> Literal["float32", "float16"]:

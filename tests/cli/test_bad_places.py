@@ -132,3 +132,17 @@ def test_a_bad_package(
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in ended.stderr
     assert "a mistake in edgewright itself" not in ended.stderr
+
+
+def test_evidence_that_cannot_be_stored_is_shown_all_the_same(
+    edgewright: Edgewright, package: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "package"
+    shutil.copytree(package, copy)
+    (copy / "evidence").write_text("not a folder")
+    fed = ("--prompt-tokens", "3", "--greedy-tokens", "2")
+    ended = edgewright("validate", copy, "--against", checkpoint, *fed)
+    assert ended.exit_code == 1
+    assert ended.stdout.endswith("\npassed\n")
+    assert "evidence" in ended.stderr.splitlines()[-1]
+    assert list(copy.glob("evidence/*")) == []
