@@ -54,6 +54,7 @@ def read_rope_section(
     interleaved: bool = False,
     aliases: Mapping[str, str] | None = None,
     partial: bool = False,
+    always_truncate: bool = False,
 ) -> RopeSpec:
     kind = section.string("rope_type", section.string("type", "default"))
     theta = section.positive("rope_theta", theta)
@@ -67,7 +68,7 @@ def read_rope_section(
         dim=dim,
         max_positions=max_positions,
         original_max_positions=original or inside,
-        truncate=section.boolean("truncate", True),
+        truncate=section.boolean("truncate", True) or always_truncate,
         interleaved=interleaved,
         partial=partial,
         short_factor=section.numbers("short_factor"),

@@ -251,8 +251,16 @@ ENTRIES: dict[str, Entry] = {
             "attn_logit_softcapping": 5.0,
             "final_logit_softcapping": 3.0,
             "rope_parameters": {
-                "full_attention": _rope("linear", 1e6, factor=8.0),
-                "sliding_attention": _rope("default", 1e4),
+                # transformers does not see a `truncate` inside: it truncates all the same.
+                "full_attention": _rope(
+                    "yarn",
+                    1e4,
+                    factor=8.0,
+                    truncate=False,
+                    beta_fast=4.0,
+                    original_max_position_embeddings=64,
+                ),
+                "sliding_attention": _rope("linear", 1e4, factor=8.0),
             },
         },
     ),

@@ -67,8 +67,9 @@ def _read_ropes(reader: ConfigReader, sizes: Sizes) -> tuple[RopeSpec, RopeSpec]
     )
     reader.require("partial_rotary_factor", 1)
     both = zip((full, sliding), thetas, strict=True)
+    # transformers looks for yarn's `truncate` beside the two sections, where it never is.
     first, second = (
-        read_rope_section(section, sizes.head_dim, sizes.max_context, theta)
+        read_rope_section(section, sizes.head_dim, sizes.max_context, theta, always_truncate=True)
         for section, theta in both
     )
     return first, second
