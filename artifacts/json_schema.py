@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Literal, Union, get_args, get_origin
 
+from edgewright.artifacts.json_text import Json
 from edgewright.artifacts.manifest import Manifest
 from edgewright.artifacts.strict_json import (
     ITEMS_LIMIT,
     WHOLE_LIMIT,
     Items,
-    Json,
     Range,
     Text,
     field_kinds,
