@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,27 +185,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_full(edgewright: Edgewright, checkpoint: Path, small_disk: Path) -> None:
     _refused(edgewright("export", checkpoint, "-o", small_disk / "out"), "space")
     assert list(small_disk.iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopped_in_mid_export(
-    edgewright: Edgewright, checkpoint: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    """A kill leaves no package; what it could not remove, the next export does."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "edgewright.cli", "export", str(checkpoint), "-o", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.iterdir()) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, errors = process.communicate()
-    assert process.returncode not in (0, 1)
-    assert not out.exists()
-    if number != signal.SIGKILL:
-        assert list(tmp_path.iterdir()) == []
-        assert len(errors.strip().splitlines()) == 1
-    assert edgewright("export", checkpoint, "-o", out, "--target", "none").exit_code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.fixture
