@@ -25,7 +25,7 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 4 << 20
 # What a gathering expression reads of its source at a time.
 _BAND_BYTES = 4 << 20
 
