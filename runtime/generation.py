@@ -106,7 +106,8 @@ def make_rows(
         sampler = Sampler(sampling, seed, context.engine.vocab_size)
         sampler.observe(tokens)
         text = None if codec is None else RowText(codec.stream(tokens), ending.stops)
-        room = min(ending.max_new_tokens, context.limit - len(tokens))
+        # The last token is chosen but never fed, so it needs no place.
+        room = min(ending.max_new_tokens, context.limit - len(tokens) + 1)
         rows.append(Row(sampler, ending, room, text))
     return rows
 

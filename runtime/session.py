@@ -172,11 +172,11 @@ class Session:
         A prompt is token ids, or text if the package has a tokenizer. The state starts fresh, or
         goes on with `fresh=False`; afterwards it holds everything but each row's last token.
 
-        max_new_tokens is bounded by the context too. Options: temperature, top_k, top_p and min_p,
-        any of which turns sampling on (temperature 0 is greedy); repetition_penalty; seed, one for
-        all rows or one for each; stop, strings that end a row (the token that completes one is
-        the last); stop_ids (None: the checkpoint's end-of-text ids, (): none; the id that stops
-        a row is the last); chunk, the tokens of a prefill step.
+        The context bounds it too: all but the last token must fit. Options: temperature, top_k,
+        top_p and min_p, any of which turns sampling on (temperature 0 is greedy);
+        repetition_penalty; seed, one for all rows or one for each; stop, strings that end a row
+        (the token that completes one is the last); stop_ids (None: the checkpoint's end-of-text
+        ids, (): none; the id that stops a row is the last); chunk, the tokens of a prefill step.
         """
         rows, steps = self._start(prompt, max_new_tokens, options, read_text=False)
         for _ in steps:

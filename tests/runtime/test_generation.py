@@ -87,7 +87,7 @@ def test_rows_that_end_early_leave_the_others_alone(toy: Path) -> None:
 def test_the_context_bounds_what_is_generated(toy: Path) -> None:
     session = Session.open(toy, capacity=20)
     rows = session.generate([[1] * 15, [1] * 3, [1] * 20], max_new_tokens=12)
-    assert [len(row) for row in rows] == [5, 12, 0]
+    assert [len(row) for row in rows] == [6, 12, 1]
     assert session.generate([1, 2], max_new_tokens=0) == []
 
 
