@@ -23,7 +23,7 @@ from machine import Machine
 from onnx import TensorProto, helper
 
 from edgewright.custom_ops import DOMAIN
-from edgewright.custom_ops.compiler import build, host_target
+from edgewright.custom_ops.compiler import build, buildable_host
 
 COLD_BYTES = 192 << 20  # more than any cache holds
 PREFILL_ROWS = 512
@@ -71,7 +71,7 @@ class Product:
         session_options.add_session_config_entry(key, str(folder))
         if options.isa:
             session_options.add_session_config_entry("edgewright.isa", options.isa)
-        session_options.register_custom_ops_library(str(build(host_target()).path))
+        session_options.register_custom_ops_library(str(build(buildable_host()).path))
         providers = ["CPUExecutionProvider"]
         self.session = ort.InferenceSession(model, session_options, providers=providers)
         self.binding = self.session.io_binding()

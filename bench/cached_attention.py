@@ -22,7 +22,7 @@ from machine import Machine
 from onnx import TensorProto, helper
 
 from edgewright.custom_ops import DOMAIN, OPS
-from edgewright.custom_ops.compiler import build, host_target
+from edgewright.custom_ops.compiler import build, buildable_host
 
 DECODE_ROUNDS, PREFILL_ROUNDS = 40, 12
 # Decoding goes from cache to cache, as it does from layer to layer, so that every read is from
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    library = str(build(host_target()).path)
+    library = str(build(buildable_host()).path)
     machine = Machine(options.threads)
     rows = [_compare(shape, machine, library) for shape in SHAPES]
     if options.json:

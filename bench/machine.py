@@ -21,8 +21,8 @@ from edgewright.custom_ops.compiler import (
     TARGETS_BY_NAME,
     Unit,
     build,
+    buildable_host,
     compile_units,
-    host_target,
 )
 
 _READ_BYTES = 256 << 20
@@ -30,12 +30,12 @@ _ROUNDS = 1_000_000
 
 
 def _load() -> ctypes.CDLL:
-    best = ctypes.CDLL(str(build(host_target()).path)).edgewright_isa
+    best = ctypes.CDLL(str(build(buildable_host()).path)).edgewright_isa
     best.restype = ctypes.c_char_p
     isa = best().decode()
     memory = Path(custom_ops.__file__).parent / "native" / "memory.cc"
     units = [Unit(Path(__file__).parent / "machine.cc", isa), Unit(memory, isa)]
-    target = TARGETS_BY_NAME[host_target()]
+    target = TARGETS_BY_NAME[buildable_host()]
     with TemporaryDirectory(ignore_cleanup_errors=True) as work:
         return ctypes.CDLL(str(compile_units(target, units, Path(work), cache_dir() / "zig")))
 

@@ -52,10 +52,8 @@ def _checkpoint(path: str) -> tuple[str, dict[str, Json]]:
 
     model = open_model(path)
     config, layout = model.config, model.decoder.layout
-    tensors = [model.weights[name] for name, _ in model.decoder.named_parameters()]
-    parameters = sum(tensor.numel for tensor in tensors)
-    stored_bytes = sum(tensor.nbytes for tensor in tensors)
-    dtypes = sorted({tensor.dtype for tensor in tensors if len(tensor.shape) > 1})
+    parameters, stored_bytes = model.parameter_count, model.stored_bytes
+    dtypes = model.weight_dtypes
     values: dict[str, Json] = {
         "kind": "checkpoint",
         "name": model.checkpoint.path.resolve().name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgewright.artifacts.errors import ToolchainError
+from edgewright.artifacts.host_target import host_target
 from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops import OPS, OpSpec
 from edgewright.custom_ops.op_table import op_table
@@ -108,15 +108,13 @@ class Library:
         return self.path.read_bytes()
 
 
-def host_target() -> str:
-    """The target that runs in this process."""
-    systems = {"linux": "linux", "darwin": "macos", "win32": "windows"}
-    machines = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-    name = f"{systems.get(sys.platform)}-{machines.get(platform.machine().lower())}"
+def buildable_host() -> str:
+    """The target that runs in this process, if kernels are compiled for it."""
+    name = host_target()
     if name not in TARGETS_BY_NAME:
         raise ToolchainError(
-            f"this machine is {sys.platform} on {platform.machine()}; "
-            f"kernels are compiled for {', '.join(TARGETS)}; the function bodies run without them"
+            f"this machine is {name}; kernels are compiled for {', '.join(TARGETS)};"
+            " the function bodies run without them"
         )
     return name
 

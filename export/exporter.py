@@ -20,7 +20,7 @@ from edgewright.artifacts import (
     Variant,
 )
 from edgewright.artifacts.errors import ExportError
-from edgewright.custom_ops.compiler import TARGETS, Library, build, host_target
+from edgewright.custom_ops.compiler import TARGETS, Library, build, buildable_host
 from edgewright.custom_ops.onnx_functions import attach_functions
 from edgewright.export.generation import read_generation
 from edgewright.export.graph import Graph
@@ -70,7 +70,7 @@ class ExportOptions:
         if cache not in ("float32", "float16"):
             raise ExportError(f"cache dtype {cache!r} is not known; choose float32 or float16")
         found = tuple(find_provider(name) for name in providers)
-        chosen = (host_target(),) if targets is None else tuple(dict.fromkeys(targets))
+        chosen = (buildable_host(),) if targets is None else tuple(dict.fromkeys(targets))
         return ExportOptions(found, chosen, "float16" if cache == "float16" else "float32")
 
     def as_provenance(self) -> Mapping[str, str | tuple[str, ...] | None]:
@@ -138,8 +138,7 @@ def canonical_graph(model: LazyModel) -> Graph:
 def _write_weights(
     model: LazyModel, graph: Graph, writer: PackageWriter, tell: Progress, warn: Warn
 ) -> WrittenWeights:
-    parameters = {name for name, _ in model.decoder.named_parameters()}
-    check_small(graph.model, {name: model.weights[name] for name in parameters}, warn)
+    check_small(graph.model, model.parameters, warn)
     total, done = large_bytes(graph.model), 0
 
     def advance(count: int) -> None:
@@ -177,32 +176,24 @@ def _write_variant(
         name=provider.name,
         provider=provider.name,
         graphs={"step": path},
-        opset=provider.opset,
+        opset=graph.model.opset_imports[""],
         ir_version=provider.ir_version,
         onnxruntime_min=provider.onnxruntime_min,
         libraries=libraries if provider.native_ops else {},
         weights=weights.paths,
         states=graph.layout,
-        weight_dtypes=_dtypes(model),
+        weight_dtypes=model.weight_dtypes,
         compute_dtype="float32",
     )
 
 
-def _dtypes(model: LazyModel) -> tuple[str, ...]:
-    """The dtypes of the matrices; norms and biases are widened and say nothing."""
-    parameters = (model.weights[name] for name, _ in model.decoder.named_parameters())
-    return tuple(sorted({tensor.dtype for tensor in parameters if len(tensor.shape) > 1}))
-
-
 def _describe(model: LazyModel) -> ModelInfo:
-    tensors = [model.weights[name] for name, _ in model.decoder.named_parameters()]
-    parameters = sum(tensor.numel for tensor in tensors)
     config = model.config
     return ModelInfo(
         architecture=config.architecture,
-        parameters=parameters,
-        bits_per_weight=8 * sum(tensor.nbytes for tensor in tensors) / parameters,
-        weight_dtypes=_dtypes(model),
+        parameters=model.parameter_count,
+        bits_per_weight=8 * model.stored_bytes / model.parameter_count,
+        weight_dtypes=model.weight_dtypes,
         vocab_size=config.vocab_size,
         layers=len(config.layers),
         hidden_size=config.hidden_size,

@@ -27,6 +27,25 @@ class LazyModel:
     decoder: Decoder
     weights: Weights  # one for every parameter and buffer of the decoder
 
+    @property
+    def parameters(self) -> Weights:
+        """What the checkpoint fills; the rest of `weights` are constants of ours."""
+        return {name: self.weights[name] for name, _ in self.decoder.named_parameters()}
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(tensor.numel for tensor in self.parameters.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.parameters.values())
+
+    @property
+    def weight_dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the matrices; norms and biases are widened and say nothing."""
+        matrices = (tensor for tensor in self.parameters.values() if len(tensor.shape) > 1)
+        return tuple(sorted({tensor.dtype for tensor in matrices}))
+
     def materialise(self) -> Decoder:
         """The same decoder with its weights in memory, ready to run."""
         decoder = build_decoder(self.config)

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from edgewright.artifacts import Package, trust
 from edgewright.artifacts.errors import PackageError, SessionError
+from edgewright.artifacts.host_target import host_target
 from edgewright.artifacts.manifest import Variant
 from edgewright.artifacts.states import StateLayout
 from edgewright.runtime.buffers import StateBuffers, check_layout
-from edgewright.runtime.host import default_threads, host_target
+from edgewright.runtime.host import default_threads
 from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
 
 Kernels = Literal["native", "portable"]

@@ -1,24 +1,13 @@
-"""What this machine is: the op-library target it can load, and how many threads it is good for."""
+"""How many threads this machine is good for."""
 
 from __future__ import annotations
 
 import math
 import os
-import platform
-import sys
 from pathlib import Path
 
-_SYSTEMS = {"linux": "linux", "android": "linux", "darwin": "macos", "win32": "windows"}
-_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def host_target() -> str:
-    """The key of this machine's library in a package; one that no package has when unknown."""
-    system = _SYSTEMS.get(sys.platform, sys.platform)
-    machine = platform.machine().lower()
-    return f"{system}-{_MACHINES.get(machine, machine)}"
 
 
 def default_threads() -> int:

@@ -24,6 +24,11 @@ class Provider:
 
     def refuse_foreign_nodes(self, model: ir.Model) -> None:
         """Placement is strict: a node the provider does not take is an error that names it."""
+        if model.opset_imports[""] > self.opset:
+            raise ExportError(
+                f"provider {self.name} takes opset {self.opset} at most; the graph is written in"
+                f" {model.opset_imports['']}"
+            )
         for node in model.graph.all_nodes():
             taken = self.domains.get(node.domain, frozenset())
             if taken is not None and node.op_type not in taken:

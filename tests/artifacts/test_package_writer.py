@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +22,7 @@ from edgewright.artifacts import Manifest, Package, PackageWriter, siblings
 from edgewright.artifacts.claims import Claim, claim
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.siblings import sweep
+from tests.small_disk import mounted
 
 Write = Callable[[Path], Package]
 
@@ -38,17 +38,8 @@ def _without_weights(manifest: Manifest) -> Manifest:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a tmpfs needs root")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    with mounted(tmp_path / "mount", "1m") as disk:
+        yield disk
 
 
 def test_what_is_written_is_read_again(tmp_path: Path, write_package: Write) -> None:

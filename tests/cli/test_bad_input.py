@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import pytest
 import torch
 from click.testing import Result
 from safetensors.torch import load_file, save_file
+
+from tests.small_disk import mounted
 
 Edgewright = Callable[..., Result]
 Spoil = Callable[[Path], None]
@@ -173,13 +174,8 @@ def test_output_exists(edgewright: Edgewright, checkpoint: Path, tmp_path: Path)
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted without being root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "128k") as disk:
+        yield disk
 
 
 def test_disk_full(edgewright: Edgewright, checkpoint: Path, small_disk: Path) -> None:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from edgewright.custom_ops import DOMAIN, OPS
-from edgewright.custom_ops.compiler import Library, build, host_target
+from edgewright.custom_ops.compiler import Library, build, buildable_host
 from edgewright.custom_ops.onnx_functions import attach_functions
 
 Array = np.ndarray
@@ -112,7 +112,7 @@ class SingleOp:
 
 @pytest.fixture(scope="session")
 def library() -> Library:
-    return build(host_target())
+    return build(buildable_host())
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgewright.custom_ops import OPS
 from edgewright.custom_ops.cached_attention import reference as torch_reference
-from edgewright.custom_ops.compiler import TARGETS_BY_NAME, Library, host_target
+from edgewright.custom_ops.compiler import TARGETS_BY_NAME, Library, buildable_host
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 EPSILON = float(np.finfo(np.float32).eps)
@@ -119,7 +119,7 @@ CASES += [
     Case((2, 2), (33, 33), 1, (8191,), (1,), dtype="float16"),
     Case((1, 1), (512, 257), 20, (9,), (20,)),
 ]
-TARGET = TARGETS_BY_NAME[host_target()]
+TARGET = TARGETS_BY_NAME[buildable_host()]
 
 
 @dataclass(frozen=True)

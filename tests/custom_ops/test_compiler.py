@@ -17,7 +17,7 @@ from edgewright.artifacts import trust
 from edgewright.artifacts.errors import ToolchainError
 from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops import OPS, compiler
-from edgewright.custom_ops.compiler import TARGETS, Library, build, host_target
+from edgewright.custom_ops.compiler import TARGETS, Library, build, buildable_host
 
 MAGIC = {"linux": b"\x7fELF", "macos": b"\xcf\xfa\xed\xfe", "windows": b"MZ"}
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
@@ -64,19 +64,19 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_build_is_found_again_and_a_changed_one_is_made_anew(
     library: Library, own_cache: Path
 ) -> None:
-    made = build(host_target())
+    made = build(buildable_host())
     written = made.path.stat().st_mtime_ns
-    again = build(host_target())
+    again = build(buildable_host())
     assert (again.path, again.sha256) == (made.path, library.sha256)
     assert again.path.stat().st_mtime_ns == written
     made.path.write_bytes(b"something else")
-    assert build(host_target()).data == library.data
+    assert build(buildable_host()).data == library.data
 
 
 def test_two_processes_build_the_same_library_at_once(library: Library, own_cache: Path) -> None:
     code = (
-        "from edgewright.custom_ops.compiler import build, host_target;"
-        "print(build(host_target()).sha256)"
+        "from edgewright.custom_ops.compiler import build, buildable_host;"
+        "print(build(buildable_host()).sha256)"
     )
     command = [sys.executable, "-c", code]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -89,7 +89,7 @@ def test_two_processes_build_the_same_library_at_once(library: Library, own_cach
 def test_the_library_names_an_instruction_set_it_has(library: Library) -> None:
     best = ctypes.CDLL(str(library.path)).edgewright_isa
     best.restype = ctypes.c_char_p
-    assert best().decode() in compiler.TARGETS_BY_NAME[host_target()].isas
+    assert best().decode() in compiler.TARGETS_BY_NAME[buildable_host()].isas
 
 
 def test_an_unknown_target_is_an_error_that_lists_the_known() -> None:
@@ -103,7 +103,7 @@ def test_without_zig_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(compiler, "version", missing)
     with pytest.raises(ToolchainError, match=r"ziglang is not installed; pip install"):
-        build(host_target())
+        build(buildable_host())
 
 
 def test_a_compile_error_is_one_line(
@@ -111,7 +111,7 @@ def test_a_compile_error_is_one_line(
 ) -> None:
     source = tmp_path / "broken.cc"
     source.write_text("#error this op is broken\n")
-    target = compiler.TARGETS_BY_NAME[host_target()]
+    target = compiler.TARGETS_BY_NAME[buildable_host()]
     unit = compiler.Unit(source, next(iter(target.isas)))
     with pytest.raises(ToolchainError, match="this op is broken") as caught:
         compiler.compile_units(target, [unit], tmp_path, library.path.parents[2] / "zig")

@@ -14,12 +14,12 @@ from edgewright.custom_ops.compiler import (
     TARGETS_BY_NAME,
     Library,
     Unit,
+    buildable_host,
     compile_units,
-    host_target,
 )
 
 Array = np.ndarray
-_TARGET = TARGETS_BY_NAME[host_target()]
+_TARGET = TARGETS_BY_NAME[buildable_host()]
 
 
 @pytest.fixture(scope="module", params=list(_TARGET.isas))

@@ -59,19 +59,3 @@ def test_a_container_gets_its_share(
         path.parent.mkdir(exist_ok=True)
         path.write_text(text + "\n")
     assert host.default_threads() == threads
-
-
-@pytest.mark.parametrize(
-    ("system", "machine", "target"),
-    [
-        ("linux", "x86_64", "linux-x86_64"),
-        ("linux", "aarch64", "linux-aarch64"),
-        ("darwin", "arm64", "macos-aarch64"),
-        ("win32", "AMD64", "windows-x86_64"),
-        ("plan9", "mips", "plan9-mips"),
-    ],
-)
-def test_targets(system: str, machine: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host.sys, "platform", system)
-    monkeypatch.setattr(host.platform, "machine", lambda: machine)
-    assert host.host_target() == target

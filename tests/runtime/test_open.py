@@ -17,7 +17,8 @@ from toy_packages import KEY, TRACE, toy_graph, toy_states, toy_weights, write_p
 
 from edgewright.artifacts import StateLayout, StateSpec, trust
 from edgewright.artifacts.errors import EdgewrightError, PackageError, SessionError
-from edgewright.runtime import Session, engine, host
+from edgewright.artifacts.host_target import host_target
+from edgewright.runtime import Session, engine
 
 GRAPH = "variants/cpu/model.onnx"
 
@@ -156,7 +157,7 @@ class TestLibraries:
             toy_graph(),
             toy_weights(),
             states=toy_states(("append", "replace")),
-            libraries={host.host_target(): self.LIBRARY},
+            libraries={host_target(): self.LIBRARY},
         )
         return tmp_path / "p"
 
@@ -183,7 +184,7 @@ class TestLibraries:
             options, "register_custom_ops_library", lambda _, path: loaded.append(path)
         )
         assert Session.open(package).kernels == "native"
-        assert loaded == [str(package / f"lib/{host.host_target()}/libops.so")]
+        assert loaded == [str(package / f"lib/{host_target()}/libops.so")]
 
     def test_one_that_cannot_be_loaded_leaves_the_bodies(
         self, package: Path, caplog: pytest.LogCaptureFixture
@@ -195,7 +196,7 @@ class TestLibraries:
 
     def test_a_tampered_library_is_an_error(self, package: Path) -> None:
         trust.record(hashlib.sha256(self.LIBRARY).hexdigest())
-        path = package / f"lib/{host.host_target()}/libops.so"
+        path = package / f"lib/{host_target()}/libops.so"
         path.write_bytes(self.LIBRARY.swapcase())
         with pytest.raises(PackageError, match=r"is not what manifest\.json says"):
             Session.open(package)
