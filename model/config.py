@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgewright.model.rope import RopeSpec
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
+if TYPE_CHECKING:
+    from edgewright.model.mixer import Mixer
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "swiglu_clamped"]
+CacheDtype = Literal["float32", "float16", "int8"]
 NormKind = Literal["rms", "layer"]
 # Where a layer normalises: before each half (llama), before and after (gemma), only after (olmo2),
 # or once before both halves, which then run side by side (cohere2).
@@ -20,24 +24,18 @@ class NormSpec:
     eps: float = 1e-6
 
 
-@dataclass(frozen=True)
-class AttentionSpec:
-    """Grouped-query attention and every variant its families need."""
+class MixerSpec(Protocol):
+    """What a layer does along the sequence. Each kind is a frozen dataclass in its own file,
+    `model/mixers/<name>.py`, and builds its module."""
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    rope: RopeSpec | None = None
-    qkv_bias: bool = False
-    output_bias: bool = False
-    # "head" normalises each head, "full" the whole projection.
-    qk_norm: Literal["head", "full"] | None = None
-    qk_norm_eps: float = 1e-6
-    window: int = 0
-    softcap: float = 0.0
-    sinks: bool = False
-    cache_dtype: Literal["float32", "float16"] = "float32"
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]: ...
+
+    def with_cache(self, dtype: CacheDtype) -> MixerSpec:
+        """The same, keeping what grows with the context in another type."""
+        ...
+
+    def build(self, hidden_size: int) -> Mixer: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class MlpSpec:
     intermediate: int
     activation: Activation = "silu"
     bias: bool = False
+    gated: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,35 @@ class MoeSpec:
     activation: Activation = "silu"
     bias: bool = False
     router_bias: bool = False
-    # "softmax" scores all experts and then picks; "softmax_of_chosen" picks and then scores.
-    scoring: Literal["softmax", "softmax_of_chosen"] = "softmax"
+    # "softmax" and "sigmoid" score all experts and then pick; "softmax_of_chosen" picks and then
+    # scores.
+    scoring: Literal["softmax", "softmax_of_chosen", "sigmoid"] = "softmax"
     renormalise: bool = True
+    renormalise_eps: float = 0.0
+    # A learned bias that takes part in the choice alone, not in the weights.
+    correction: bool = False
+    # Experts in so many groups, of which the best few may be chosen from. A group is as good as its
+    # best expert, or as its best two together.
+    groups: int = 1
+    chosen_groups: int = 1
+    group_score: Literal["best", "best_two"] = "best"
+    weight_scale: float = 1.0
+    # An expert that every token passes, behind a sigmoid gate of its own where there is one.
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
     alpha: float = 1.702
     limit: float = 7.0
 
 
-MixerSpec = AttentionSpec
 FeedForwardSpec = MlpSpec | MoeSpec
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    mixer: MixerSpec
-    feed_forward: FeedForwardSpec
+    """Either half may be missing; then so are its norms."""
+
+    mixer: MixerSpec | None
+    feed_forward: FeedForwardSpec | None
     wiring: Wiring = "pre"
     residual_scale: float = 1.0
 
@@ -90,12 +103,13 @@ class ModelConfig:
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
         """The distinct rotations the layers use, each computed once a call."""
-        seen = (layer.mixer.rope for layer in self.layers)
-        return tuple(dict.fromkeys(rope for rope in seen if rope is not None))
+        mixers = (layer.mixer for layer in self.layers if layer.mixer is not None)
+        return tuple(dict.fromkeys(rope for mixer in mixers for rope in mixer.ropes))
 
-    def with_cache(self, dtype: Literal["float32", "float16"]) -> ModelConfig:
+    def with_cache(self, dtype: CacheDtype) -> ModelConfig:
         """The same model, keeping the keys and values it has seen in another type."""
         layers = (
-            replace(layer, mixer=replace(layer.mixer, cache_dtype=dtype)) for layer in self.layers
+            layer if layer.mixer is None else replace(layer, mixer=layer.mixer.with_cache(dtype))
+            for layer in self.layers
         )
         return replace(self, layers=tuple(layers))

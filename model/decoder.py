@@ -9,45 +9,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.artifacts.states import StateLayout
+from edgewright.artifacts.states import StateLayout, StateSpec
 from edgewright.model.call import Call
 from edgewright.model.config import LayerSpec, ModelConfig
 from edgewright.model.feed_forward import build_feed_forward
 from edgewright.model.linear import Linear
-from edgewright.model.mixers.attention import Attention
 from edgewright.model.normalisation import Norm
 from edgewright.model.ops import block_matmul
 from edgewright.model.rope import Rope
 
 
 class Layer(nn.Module):
-    """One mixer and one feed-forward half, joined as the wiring says."""
+    """A mixer and a feed-forward half, or one of the two, joined as the wiring says."""
 
     def __init__(self, config: ModelConfig, spec: LayerSpec) -> None:
         super().__init__()
         self.wiring = spec.wiring
         self.residual_scale = spec.residual_scale
-        self.mixer = Attention(config.hidden_size, spec.mixer)
-        self.feed_forward = build_feed_forward(config.hidden_size, spec.feed_forward)
-        if spec.wiring != "post":
-            self.mixer_norm = Norm(config.hidden_size, config.norm)
-        if spec.wiring in ("pre", "sandwich"):
-            self.feed_forward_norm = Norm(config.hidden_size, config.norm)
-        if spec.wiring in ("post", "sandwich"):
-            self.mixer_post_norm = Norm(config.hidden_size, config.norm)
-            self.feed_forward_post_norm = Norm(config.hidden_size, config.norm)
+        before, after = spec.wiring != "post", spec.wiring in ("post", "sandwich")
+        self.mixer = None if spec.mixer is None else spec.mixer.build(config.hidden_size)
+        self.feed_forward: nn.Module | None = None
+        if spec.feed_forward is not None:
+            self.feed_forward = build_feed_forward(config.hidden_size, spec.feed_forward)
+        if self.mixer is not None:
+            self.mixer_norm = Norm(config.hidden_size, config.norm) if before else None
+            self.mixer_post_norm = Norm(config.hidden_size, config.norm) if after else None
+        if self.feed_forward is not None:
+            own = before and spec.wiring != "parallel"
+            self.feed_forward_norm = Norm(config.hidden_size, config.norm) if own else None
+            self.feed_forward_post_norm = Norm(config.hidden_size, config.norm) if after else None
+
+    def states(self, prefix: str) -> tuple[StateSpec, ...]:
+        return () if self.mixer is None else self.mixer.states(prefix)
 
     def forward(self, x: Tensor, call: Call, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        before, after = self.wiring != "post", self.wiring in ("post", "sandwich")
-        h = self.mixer_norm(x) if before else x
-        mixed, states = self.mixer(h, call, states)
-        if self.wiring == "parallel":
-            return x + _scaled(mixed + self.feed_forward(h), self.residual_scale), states
-        mixed = self.mixer_post_norm(mixed) if after else mixed
-        x = x + _scaled(mixed, self.residual_scale)
-        h = self.feed_forward(self.feed_forward_norm(x) if before else x)
-        h = self.feed_forward_post_norm(h) if after else h
-        return x + _scaled(h, self.residual_scale), states
+        scale = self.residual_scale
+        if self.mixer is not None:
+            h = _normed(self.mixer_norm, x)
+            mixed, states = self.mixer(h, call, states)
+            if self.wiring == "parallel" and self.feed_forward is not None:
+                return x + _scaled(mixed + self.feed_forward(h), scale), states
+            x = x + _scaled(_normed(self.mixer_post_norm, mixed), scale)
+        if self.feed_forward is not None:
+            h = self.feed_forward(_normed(self.feed_forward_norm, x))
+            x = x + _scaled(_normed(self.feed_forward_post_norm, h), scale)
+        return x, states
+
+
+def _normed(norm: Norm | None, x: Tensor) -> Tensor:
+    y: Tensor = x if norm is None else norm(x)
+    return y
 
 
 class Embedding(nn.Module):
@@ -76,7 +87,7 @@ class Decoder(nn.Module):
             tuple(
                 state
                 for index, layer in enumerate(self._each_layer())
-                for state in layer.mixer.states(f"layers.{index}")
+                for state in layer.states(f"layers.{index}")
             )
         )
 
@@ -96,7 +107,7 @@ class Decoder(nn.Module):
         x = _scaled(self.embedding(input_ids), self.config.embedding_scale)
         after: list[Tensor] = []
         for layer in self._each_layer():
-            taken = states[len(after) : len(after) + layer.mixer.state_count]
+            taken = states[len(after) : len(after) + len(layer.states(""))]
             x, new = layer(x, call, taken)
             after += new
         rows = logit_index.unsqueeze(-1).expand(-1, -1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""The feed-forward halves: gated MLP and mixture of routed experts, [..., hidden] → the same."""
+"""The feed-forward halves: MLP and mixture of routed experts, [..., hidden] → the same."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x).square(),
 }
 
 
-class GatedMlp(nn.Module):
+class Mlp(nn.Module):
     def __init__(self, hidden_size: int, spec: MlpSpec) -> None:
         super().__init__()
         self.activate = _ACTIVATIONS[spec.activation]
-        self.gate = Linear(hidden_size, spec.intermediate, spec.bias)
+        self.gate = Linear(hidden_size, spec.intermediate, spec.bias) if spec.gated else None
         self.up = Linear(hidden_size, spec.intermediate, spec.bias)
         self.down = Linear(spec.intermediate, hidden_size, spec.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(self.activate(self.gate(x)) * self.up(x))
+        up = self.up(x)
+        inner = self.activate(up) if self.gate is None else self.activate(self.gate(x)) * up
+        y: Tensor = self.down(inner)
         return y
 
 
@@ -40,6 +43,10 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.spec = spec
         inner = (spec.experts, spec.intermediate, hidden_size)
+        self.shared = None if spec.shared is None else Mlp(hidden_size, spec.shared)
+        self.shared_gate = Linear(hidden_size, 1) if spec.shared_gate else None
+        if spec.correction:
+            self.correction = nn.Parameter(torch.empty(spec.experts))
         self.router = Linear(hidden_size, spec.experts, spec.router_bias)
         self.gate = nn.Parameter(torch.empty(inner))
         self.up = nn.Parameter(torch.empty(inner))
@@ -54,7 +61,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self._route(self.router(x))
         bias = self.spec.bias
-        return routed_experts(
+        y = routed_experts(
             x,
             chosen,
             weights,
@@ -68,18 +75,43 @@ class MixtureOfExperts(nn.Module):
             alpha=self.spec.alpha,
             limit=self.spec.limit,
         )
+        if self.shared is None:
+            return y
+        shared: Tensor = self.shared(x)
+        if self.shared_gate is not None:
+            shared = shared * self.shared_gate(x).sigmoid()
+        return y + shared
 
-    def _route(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Router scores [..., experts] → weights and indices of the chosen [..., top_k]."""
-        if self.spec.scoring == "softmax_of_chosen":
-            values, chosen = scores.topk(self.spec.top_k, dim=-1)
-            return values.softmax(-1), chosen
-        weights, chosen = scores.softmax(-1).topk(self.spec.top_k, dim=-1)
-        if self.spec.renormalise:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return weights, chosen
+    def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Router logits [..., experts] → weights and indices of the chosen [..., top_k]."""
+        spec = self.spec
+        if spec.scoring == "softmax_of_chosen":
+            values, chosen = logits.topk(spec.top_k, dim=-1)
+            return values.softmax(-1) * spec.weight_scale, chosen
+        scores = logits.softmax(-1) if spec.scoring == "softmax" else logits.sigmoid()
+        worth = scores + self.correction if spec.correction else scores
+        if spec.groups > 1:
+            worth = self._in_best_groups(worth)
+        chosen = worth.topk(spec.top_k, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if spec.renormalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + spec.renormalise_eps)
+        return weights * spec.weight_scale, chosen
+
+    def _in_best_groups(self, worth: Tensor) -> Tensor:
+        """The worth of experts outside the chosen groups becomes zero, as published code has it."""
+        spec = self.spec
+        grouped = worth.reshape(*worth.shape[:-1], spec.groups, -1)
+        best = 1 if spec.group_score == "best" else 2
+        of_group = grouped.topk(best, dim=-1).values.sum(-1)
+        chosen = of_group.topk(spec.chosen_groups, dim=-1).indices
+        # A comparison instead of a scatter: [..., groups, 1] against [..., 1, chosen].
+        numbers = torch.arange(spec.groups, device=worth.device)
+        is_chosen = (numbers[:, None] == chosen.unsqueeze(-2)).any(-1, keepdim=True)
+        return torch.where(is_chosen, grouped, 0.0).flatten(-2)
 
 
 def build_feed_forward(hidden_size: int, spec: FeedForwardSpec) -> nn.Module:
-    kind = GatedMlp if isinstance(spec, MlpSpec) else MixtureOfExperts
-    return kind(hidden_size, spec)  # type: ignore[arg-type]
+    if isinstance(spec, MlpSpec):
+        return Mlp(hidden_size, spec)
+    return MixtureOfExperts(hidden_size, spec)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,7 +145,12 @@ def widen(source: LazyTensor) -> LazyTensor:
 
 def plus_one(source: LazyTensor) -> LazyTensor:
     """float32(values) + 1: Gemma's norms scale by one plus the weight."""
-    return _PlusOne(source.name, source.shape, "float32", source)
+    return _Mapped(source.name, source.shape, "float32", source, lambda values: values + 1.0)
+
+
+def negative_exp(source: LazyTensor) -> LazyTensor:
+    """-exp(float32(values)): state-space models store the logarithm of how fast a state decays."""
+    return _Mapped(source.name, source.shape, "float32", source, lambda values: -values.exp())
 
 
 def constant(values: torch.Tensor, name: str = "constant") -> LazyTensor:
@@ -265,11 +270,12 @@ class _Widened(LazyTensor):
 
 
 @dataclass(frozen=True, eq=False)
-class _PlusOne(LazyTensor):
+class _Mapped(LazyTensor):
     source: LazyTensor
+    function: Callable[[torch.Tensor], torch.Tensor]  # of each float32 value by itself
 
     def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        return self.source.read_flat(start, stop).float() + 1.0
+        return self.function(self.source.read_flat(start, stop).float())
 
 
 @dataclass(frozen=True, eq=False)

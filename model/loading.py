@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,10 +11,10 @@ from torch import nn
 from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.architectures import find_architecture, load_config
 from edgewright.model.checkpoint import Checkpoint, open_checkpoint
-from edgewright.model.config import ModelConfig
+from edgewright.model.config import CacheDtype, ModelConfig
 from edgewright.model.decoder import Decoder
 from edgewright.model.lazy import TORCH_DTYPES, constant
-from edgewright.model.weights import TensorSource, Weights, settle_head
+from edgewright.model.weights import USUAL_NAMES, TensorSource, Weights, settle_head
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,12 @@ def build_decoder(config: ModelConfig, device: str = "meta") -> Decoder:
         return Decoder(config)
 
 
-def open_model(
-    path: str | Path, *, cache_dtype: Literal["float32", "float16"] = "float32"
-) -> LazyModel:
+def open_model(path: str | Path, *, cache_dtype: CacheDtype = "float32") -> LazyModel:
     """Read the config and match every tensor to a parameter; weights are read when asked for."""
     checkpoint = open_checkpoint(path)
     architecture = find_architecture(checkpoint.config)
-    source = TensorSource(checkpoint.tensors, checkpoint.is_block_scaled)
+    names = getattr(architecture, "NAMES", USUAL_NAMES)
+    source = TensorSource(checkpoint.tensors, checkpoint.is_block_scaled, names)
     config = settle_head(source, load_config(checkpoint.config).with_cache(cache_dtype))
     weights = architecture.weights(source, config)
     source.finish(architecture.INERT_TENSORS)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgewright.model.config import AttentionSpec, LayerSpec, ModelConfig, NormSpec
+from edgewright.model.config import LayerSpec, ModelConfig, NormSpec
 from edgewright.model.config_reader import ConfigReader
+from edgewright.model.mixers.attention import AttentionSpec
 
 # A config is untrusted: building even an empty decoder costs time and memory for each layer.
 _MOST_LAYERS = 4096

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from itertools import accumulate, zip_longest
 
 from edgewright.artifacts.errors import CheckpointError
-from edgewright.model.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig, MoeSpec
-from edgewright.model.lazy import LazyTensor, plus_one, widen
+from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig, MoeSpec
+from edgewright.model.lazy import LazyTensor, plus_one, rows, widen
+from edgewright.model.mixers.attention import AttentionSpec
 
 Weights = dict[str, LazyTensor]
 
 # Buffers that older checkpoints saved although every implementation recomputes them.
 _INERT = (r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)", r"(.*\.)?position_ids")
-_EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an architecture calls the parts that every model has. Norms: ours → theirs, where they
+    are not the usual ones of the layer's wiring."""
+
+    body: str = "model."
+    embedding: str = "embed_tokens"
+    norm: str = "norm"
+    mixer: str = "self_attn"
+    feed_forward: str = "mlp"
+    norms: Mapping[str, str] | None = None
+
+
+USUAL_NAMES = Names()
 
 
 class TensorSource:
@@ -27,16 +43,22 @@ class TensorSource:
         self,
         tensors: Mapping[str, LazyTensor],
         is_block_scaled: Callable[[str], bool] = lambda name: False,
+        names: Names = USUAL_NAMES,
     ) -> None:
+        self.names = names
         self._tensors = tensors
         self._is_block_scaled = is_block_scaled
         self._taken: set[str] = set()
-        self._wrapping, self._body = "", "model."
-        if _EMBEDDING not in tensors:
-            if f"language_model.{_EMBEDDING}" in tensors:
+        self._wrapping, self._body = "", names.body
+        if self.embedding not in tensors:
+            if f"language_model.{self.embedding}" in tensors:
                 self._wrapping = "language_model."
-            elif _EMBEDDING.removeprefix("model.") in tensors:
+            elif self.embedding.removeprefix(names.body) in tensors:
                 self._body = ""
+
+    @property
+    def embedding(self) -> str:
+        return f"{self.names.body}{self.names.embedding}.weight"
 
     def __contains__(self, name: str) -> bool:
         return self._stored(name) in self._tensors
@@ -70,17 +92,17 @@ class TensorSource:
             )
 
     def _stored(self, name: str) -> str:
-        if name.startswith("model."):
-            name = self._body + name.removeprefix("model.")
+        if name.startswith(self.names.body):
+            name = self._body + name.removeprefix(self.names.body)
         return self._wrapping + name
 
 
 def settle_head(source: TensorSource, config: ModelConfig) -> ModelConfig:
     """A config that ties the head to the embedding is overruled by a checkpoint that holds a
     different one, as it is in transformers."""
-    if not config.tied_head or _EMBEDDING not in source or _HEAD not in source:
+    if not config.tied_head or source.embedding not in source or _HEAD not in source:
         return config
-    embedding, head = widen(source.take(_EMBEDDING)), widen(source.take(_HEAD))
+    embedding, head = widen(source.take(source.embedding)), widen(source.take(_HEAD))
     pairs = zip_longest(embedding.pieces(), head.pieces(), fillvalue=memoryview(b""))
     return config if all(a == b for a, b in pairs) else replace(config, tied_head=False)
 
@@ -88,10 +110,11 @@ def settle_head(source: TensorSource, config: ModelConfig) -> ModelConfig:
 def take_frame(source: TensorSource, config: ModelConfig, norm_offset: bool = False) -> Weights:
     """Embedding, final norm and head."""
     # A tied pair is stored once, nearly always as the embedding.
-    alone = config.tied_head and _EMBEDDING not in source and _HEAD in source
+    names = source.names
+    alone = config.tied_head and source.embedding not in source and _HEAD in source
     weights = {
-        "embedding.weight": source.take(_HEAD if alone else _EMBEDDING),
-        "norm.weight": take_norm(source, "model.norm.weight", norm_offset),
+        "embedding.weight": source.take(_HEAD if alone else source.embedding),
+        "norm.weight": take_norm(source, f"{names.body}{names.norm}.weight", norm_offset),
     }
     if config.tied_head:
         source.ignore(_HEAD)
@@ -130,9 +153,20 @@ def take_attention(
 
 def take_mlp(source: TensorSource, ours: str, theirs: str, spec: MlpSpec) -> Weights:
     weights: Weights = {}
-    for part in ("gate", "up", "down"):
+    for part in ("gate", "up", "down") if spec.gated else ("up", "down"):
         weights |= take_linear(source, f"{ours}.{part}", f"{theirs}.{part}_proj", spec.bias)
     return weights
+
+
+def split_rows(fused: LazyTensor, sizes: Sequence[int]) -> list[LazyTensor]:
+    """A tensor of several stacked along its rows, taken apart."""
+    if not fused.shape or fused.shape[0] != sum(sizes):
+        raise CheckpointError(
+            f"tensor {fused.name} has shape {list(fused.shape)},"
+            f" config.json requires {sum(sizes)} rows"
+        )
+    starts = accumulate(sizes, initial=0)
+    return [rows(fused, start, start + size) for start, size in zip(starts, sizes, strict=False)]
 
 
 # Our norm → the published name, for each wiring.
@@ -158,14 +192,20 @@ _LAYER_NORMS: dict[str, dict[str, str]] = {
 def take_layer_norms(
     source: TensorSource, ours: str, theirs: str, spec: LayerSpec, norm_offset: bool = False
 ) -> Weights:
+    """Those of the halves that the layer has."""
+    named = source.names.norms or _LAYER_NORMS[spec.wiring]
+    halves = {"mixer": spec.mixer, "feed_forward": spec.feed_forward}
+    absent = tuple(half for half, made in halves.items() if made is None)
     return {
         f"{ours}.{name}.weight": take_norm(source, f"{theirs}.{published}.weight", norm_offset)
-        for name, published in _LAYER_NORMS[spec.wiring].items()
+        for name, published in named.items()
+        if not (absent and name.startswith(absent))
     }
 
 
-# Each is given the source, our prefix, the layer's published prefix and the spec.
-TakeAttention = Callable[[TensorSource, str, str, AttentionSpec], Weights]
+# Each is given the source, our prefix, the published prefix and the spec. A mixer's and experts'
+# published prefix is the layer's, an MLP's its own.
+TakeMixer = Callable[[TensorSource, str, str, MixerSpec], Weights]
 TakeMlp = Callable[[TensorSource, str, str, MlpSpec], Weights]
 TakeExperts = Callable[[TensorSource, str, str, MoeSpec], Weights]
 
@@ -175,24 +215,26 @@ def decoder_weights(
     config: ModelConfig,
     *,
     norm_offset: bool = False,
-    attention: TakeAttention | None = None,
+    mixer: TakeMixer | None = None,
     mlp: TakeMlp = take_mlp,
     experts: TakeExperts | None = None,
 ) -> Weights:
     """Everything under the usual names; an architecture gives its own reading of what differs.
     `norm_offset`: the stored norms' weights are one less than what multiplies."""
+    names = source.names
     weights = take_frame(source, config, norm_offset)
     for index, layer in enumerate(config.layers):
-        ours, theirs = f"layers.{index}", f"model.layers.{index}"
+        ours, theirs = f"layers.{index}", f"{names.body}layers.{index}"
         weights |= take_layer_norms(source, ours, theirs, layer, norm_offset)
-        mixer = (f"{ours}.mixer", f"{theirs}.self_attn", layer.mixer)
-        if attention is None:
-            weights |= take_attention(source, *mixer, norm_offset)
-        else:
-            weights |= attention(source, *mixer)
+        if mixer is not None and layer.mixer is not None:
+            weights |= mixer(source, f"{ours}.mixer", theirs, layer.mixer)
+        elif isinstance(layer.mixer, AttentionSpec):
+            published = f"{theirs}.{names.mixer}"
+            weights |= take_attention(source, f"{ours}.mixer", published, layer.mixer, norm_offset)
         if isinstance(layer.feed_forward, MlpSpec):
-            weights |= mlp(source, f"{ours}.feed_forward", f"{theirs}.mlp", layer.feed_forward)
-        else:
+            published = f"{theirs}.{names.feed_forward}"
+            weights |= mlp(source, f"{ours}.feed_forward", published, layer.feed_forward)
+        elif layer.feed_forward is not None:
             assert experts is not None, "an architecture with experts says where they are"
             weights |= experts(source, f"{ours}.feed_forward", theirs, layer.feed_forward)
     return weights

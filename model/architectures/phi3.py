@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from edgewright.artifacts.errors import CheckpointError
-from edgewright.model.config import AttentionSpec, LayerSpec, MlpSpec, ModelConfig
+from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig
 from edgewright.model.config_reader import ConfigReader
-from edgewright.model.lazy import LazyTensor, rows
+from edgewright.model.mixers.attention import AttentionSpec
 from edgewright.model.rope import RopeSpec
 from edgewright.model.rope_config import read_rope_section, rope_section
 from edgewright.model.sizes import Sizes, read_rms_norm, read_sizes
-from edgewright.model.weights import TensorSource, Weights, decoder_weights
+from edgewright.model.weights import TensorSource, Weights, decoder_weights, split_rows
 
 INERT_TENSORS: tuple[str, ...] = ()
 # Both are names that older configs give longrope.
@@ -61,35 +59,23 @@ def _read_rope(reader: ConfigReader, sizes: Sizes) -> RopeSpec:
 
 
 def weights(source: TensorSource, config: ModelConfig) -> Weights:
-    return decoder_weights(source, config, attention=_take_attention, mlp=_take_mlp)
+    return decoder_weights(source, config, mixer=_take_attention, mlp=_take_mlp)
 
 
-def _take_attention(source: TensorSource, ours: str, theirs: str, spec: AttentionSpec) -> Weights:
-    fused = source.take(f"{theirs}.qkv_proj.weight")
+def _take_attention(source: TensorSource, ours: str, theirs: str, spec: MixerSpec) -> Weights:
+    assert isinstance(spec, AttentionSpec)
+    fused = source.take(f"{theirs}.self_attn.qkv_proj.weight")
     kv_width = spec.kv_heads * spec.head_dim
-    parts = _split(fused, (spec.heads * spec.head_dim, kv_width, kv_width))
+    parts = split_rows(fused, (spec.heads * spec.head_dim, kv_width, kv_width))
     weights = {
         f"{ours}.{name}.weight": part
         for name, part in zip(("query", "key", "value"), parts, strict=True)
     }
-    return weights | {f"{ours}.output.weight": source.take(f"{theirs}.o_proj.weight")}
+    return weights | {f"{ours}.output.weight": source.take(f"{theirs}.self_attn.o_proj.weight")}
 
 
 def _take_mlp(source: TensorSource, ours: str, theirs: str, spec: MlpSpec) -> Weights:
     fused = source.take(f"{theirs}.gate_up_proj.weight")
-    gate, up = _split(fused, (spec.intermediate, spec.intermediate))
+    gate, up = split_rows(fused, (spec.intermediate, spec.intermediate))
     down = source.take(f"{theirs}.down_proj.weight")
     return {f"{ours}.gate.weight": gate, f"{ours}.up.weight": up, f"{ours}.down.weight": down}
-
-
-def _split(fused: LazyTensor, sizes: Sequence[int]) -> list[LazyTensor]:
-    if not fused.shape or fused.shape[0] != sum(sizes):
-        raise CheckpointError(
-            f"tensor {fused.name} has shape {list(fused.shape)},"
-            f" config.json requires {sum(sizes)} rows"
-        )
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(rows(fused, start, start + size))
-        start += size
-    return parts

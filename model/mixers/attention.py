@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
-from edgewright.model.config import AttentionSpec, NormSpec
+from edgewright.model.config import CacheDtype, NormSpec
 from edgewright.model.linear import Linear
+from edgewright.model.mixer import Mixer
 from edgewright.model.normalisation import Norm
 from edgewright.model.ops import cached_attention
-from edgewright.model.rope import rotate
+from edgewright.model.rope import RopeSpec, rotate
 
 
-class Attention(nn.Module):
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Grouped-query attention and every variant its families need."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeSpec | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    # "head" normalises each head, "full" the whole projection.
+    qk_norm: Literal["head", "full"] | None = None
+    qk_norm_eps: float = 1e-6
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    cache_dtype: CacheDtype = "float32"
+
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        return () if self.rope is None else (self.rope,)
+
+    def with_cache(self, dtype: CacheDtype) -> AttentionSpec:
+        return replace(self, cache_dtype=dtype)
+
+    def build(self, hidden_size: int) -> Attention:
+        return Attention(hidden_size, self)
+
+
+class Attention(Mixer):
     no_sinks: Tensor
-    state_count = 2
 
     def __init__(self, hidden_size: int, spec: AttentionSpec) -> None:
         super().__init__()

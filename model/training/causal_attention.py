@@ -18,8 +18,6 @@ _BLOCK = 128
 
 
 class CausalAttention(Attention):
-    state_count = 0
-
     def states(self, prefix: str) -> tuple[StateSpec, ...]:
         return ()
 

@@ -20,6 +20,7 @@ from edgewright.artifacts.json_text import Json
 from edgewright.model.architectures import load_config
 from edgewright.model.call import Call
 from edgewright.model.decoder import Decoder
+from edgewright.model.mixers.attention import AttentionSpec
 from edgewright.model.rope import Rope
 from edgewright.model.training.batches import Batches
 from edgewright.model.training.causal_attention import CausalAttention
@@ -249,6 +250,7 @@ def _decoder(settings: dict[str, Json], recipe: Recipe) -> Decoder:
     decoder = Decoder(load_config(settings))
     draw = torch.Generator().manual_seed(recipe.seed)
     for layer, spec in zip(decoder.layers, decoder.config.layers, strict=True):
+        assert isinstance(spec.mixer, AttentionSpec)
         layer.mixer = CausalAttention(recipe.hidden, spec.mixer)
     for name, parameter in decoder.named_parameters():
         _initialise(name, parameter, draw)
