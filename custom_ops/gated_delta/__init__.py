@@ -1,0 +1,1 @@
+"""The gated delta rule: a decaying state per head, corrected towards each value along its key."""
