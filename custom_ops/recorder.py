@@ -12,8 +12,8 @@ from edgewright.custom_ops.spec import DOMAIN, OpSpec
 
 OPSET = 23
 
-Literal = int | float | tuple[int, ...]
-Attribute = int | float | str | Sequence[int] | ir.Attr | ir.Graph
+Literal = int | float | tuple[int, ...] | tuple[float, ...]
+Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Attr | ir.Graph
 
 
 class Recorder:
@@ -25,7 +25,7 @@ class Recorder:
     def __init__(self, prefix: str = "") -> None:
         self._tape = ir.tape.Tape()
         self._prefix = prefix
-        self._constants: dict[tuple[type, Literal], ir.Value] = {}
+        self._constants: dict[tuple[str, Literal], ir.Value] = {}
 
     def __call__(
         self, op_type: str, *inputs: ir.Value | Literal, **attributes: Attribute
@@ -34,13 +34,23 @@ class Recorder:
         output = ir.Value(name=f"{self._prefix}{op_type}_{len(self._tape.nodes)}")
         return self._tape.op(op_type, values, attributes, output=output)
 
+    def several(
+        self, op_type: str, count: int, *inputs: ir.Value | Literal, **attributes: Attribute
+    ) -> Sequence[ir.Value]:
+        """A node with `count` outputs."""
+        values = [x if isinstance(x, ir.Value) else self.constant(x) for x in inputs]
+        name = f"{self._prefix}{op_type}_{len(self._tape.nodes)}"
+        outputs = [ir.Value(name=f"{name}_{i}") for i in range(count)]
+        return self._tape.op_multi_out(op_type, values, attributes, outputs=outputs)
+
     def constant(self, literal: Literal) -> ir.Value:
-        """An int or float is a scalar, a tuple a vector of int64."""
-        key = (type(literal), literal)
-        if key not in self._constants:
-            kind = {int: "value_int", float: "value_float", tuple: "value_ints"}[type(literal)]
-            self._constants[key] = self("Constant", **{kind: literal})
-        return self._constants[key]
+        """An int or float is a scalar of int64 or float32, a tuple a vector of them."""
+        items = literal if isinstance(literal, tuple) else (literal,)
+        kind = "value_float" if any(isinstance(x, float) for x in items) else "value_int"
+        kind += "s" if isinstance(literal, tuple) else ""
+        if (kind, literal) not in self._constants:
+            self._constants[kind, literal] = self("Constant", **{kind: literal})
+        return self._constants[kind, literal]
 
     def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
         """The value of the enclosing function's attribute."""
