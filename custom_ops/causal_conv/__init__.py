@@ -1,0 +1,1 @@
+"""Short causal convolution of each channel, which keeps its last inputs as state."""
