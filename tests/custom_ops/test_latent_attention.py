@@ -1,0 +1,186 @@
+"""Reference and body of LatentAttention against float64, token by token."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgewright.custom_ops import OPS
+from edgewright.custom_ops.latent_attention import reference as torch_reference
+
+reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
+EPSILON = float(np.finfo(np.float32).eps)
+Arrays = dict[str, NDArray[Any]]
+Op = Callable[..., Any]
+WEIGHTS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    heads: int
+    rank: int
+    rope: int
+    nope: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Case:
+    sizes: Sizes
+    seq: int
+    start: tuple[int, ...]
+    length: tuple[int, ...]
+    page: int = 0  # 0: one page a row, as long as the capacity
+    window: int = 0
+    dtype: str = "float32"  # of the cache
+    weight: str = "float32"
+
+    @property
+    def attributes(self) -> dict[str, int | float]:
+        scale = (self.sizes.nope + self.sizes.rope) ** -0.5
+        return {"num_heads": self.sizes.heads, "scale": scale, "window": self.window}
+
+    def arrays(self, seed: int = 0) -> Arrays:
+        """Whatever may not be looked at is NaN, or a table entry far out of range."""
+        rng = np.random.default_rng(seed)
+        batch, sizes = len(self.start), self.sizes
+        held = max(s + n for s, n in zip(self.start, self.length, strict=True))
+        page = self.page or max(held, 1) + 5
+        pages = -(-(held + 3) // page)
+        table = np.arange(batch * pages) if not self.page else rng.permutation(batch * pages + 2)
+        table = table[: batch * pages].reshape(batch, pages).astype(np.int64)
+        pool = np.full((batch * pages + 2 * bool(self.page), page, sizes.rank + sizes.rope), np.nan)
+        for row, start in enumerate(self.start):
+            at = np.arange(start)
+            pool[table[row, at // page], at % page] = _normal(rng, (start, pool.shape[2]))
+        arrays: Arrays = {"table": table, "cache": pool.astype(self.dtype)}
+        for name, width in (
+            ("query", sizes.heads * (sizes.nope + sizes.rope)),
+            ("latent", sizes.rank),
+            ("key_rope", sizes.rope),
+        ):
+            arrays[name] = _normal(rng, (batch, self.seq, width))
+            for row, count in enumerate(self.length):
+                arrays[name][row, count:] = np.nan
+        for row, count in enumerate(self.length):
+            table[row, max(-(-(self.start[row] + count) // page), 1) :] = 10**12
+        up = _normal(rng, (sizes.heads * (sizes.nope + sizes.value), sizes.rank))
+        arrays["up"] = (up * sizes.rank**-0.5).astype(WEIGHTS[self.weight])
+        arrays["start"] = np.array(self.start, np.int64)
+        arrays["length"] = np.array(self.length, np.int64)
+        return {tensor.name: arrays[tensor.name] for tensor in OPS["LatentAttention"].inputs}
+
+    def tensors(self) -> list[torch.Tensor]:
+        """As `arrays`, for torch, which takes no bfloat16 from numpy."""
+        arrays = self.arrays()
+        if self.weight == "bfloat16":
+            wide = torch.from_numpy(arrays.pop("up").astype(np.float32))
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            tensors["up"] = wide.to(torch.bfloat16)
+        else:
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return [tensors[tensor.name] for tensor in OPS["LatentAttention"].inputs]
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return rng.standard_normal(shape, np.float32)
+
+
+SIZES = (
+    Sizes(heads=1, rank=7, rope=2, nope=5, value=3),
+    Sizes(heads=3, rank=33, rope=6, nope=16, value=16),
+    Sizes(heads=16, rank=64, rope=16, nope=24, value=40),
+    Sizes(heads=5, rank=48, rope=10, nope=9, value=17),
+)
+STEPS = (  # seq, start, length
+    (1, (0,), (1,)),
+    (1, (5, 70, 0), (1, 1, 0)),
+    (2, (129, 0), (1, 2)),
+    (17, (3, 40), (17, 0)),
+    (33, (0, 14, 100), (33, 20, 1)),
+    (130, (0, 61), (130, 77)),
+)
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"page": 16, "weight": "bfloat16"},
+    {"page": 16, "window": 9, "dtype": "float16"},
+    {"window": 25, "weight": "float16"},
+    {"page": 5, "dtype": "float16", "weight": "bfloat16"},
+)
+# Every pair of settings meets: sizes turn at another rate against the rest.
+CASES = [
+    Case(SIZES[(i + i // 4) % 4], *steps, **variant)
+    for i, (steps, variant) in enumerate(itertools.product(STEPS, VARIANTS))
+]
+
+
+@dataclass(frozen=True)
+class Expected:
+    output: NDArray[np.float64]
+    cache_out: NDArray[Any]
+    tolerance: float
+
+
+@cache
+def expected(case: Case) -> Expected:
+    """Token by token and head by head in float64."""
+    arrays, sizes = case.arrays(), case.sizes
+    rank, nope, scale = sizes.rank, sizes.nope, case.attributes["scale"]
+    held = arrays["cache"].copy()
+    page = held.shape[1]
+    ups = arrays["up"].astype(np.float64).reshape(sizes.heads, nope + sizes.value, rank)
+    output = np.zeros((len(case.start), case.seq, sizes.heads, sizes.value))
+    worst = 0.0
+    for row, (start, length) in enumerate(zip(case.start, case.length, strict=True)):
+        position = np.arange(start + length)
+        at = arrays["table"][row, position // page], position % page
+        new = np.concatenate((arrays["latent"][row], arrays["key_rope"][row]), -1)
+        held[at[0][start:], at[1][start:]] = new[:length]
+        tokens = held[at].astype(np.float64)
+        queries = arrays["query"][row].reshape(case.seq, sizes.heads, -1).astype(np.float64)
+        for head, up in enumerate(ups):
+            keys = np.concatenate((tokens[:, :rank] @ up[:nope].T, tokens[:, rank:]), -1)
+            values = tokens[:, :rank] @ up[nope:].T
+            sums = np.abs(tokens[:, :rank]) @ np.abs(up[:nope].T), np.abs(tokens[:, rank:])
+            terms = np.concatenate(sums, -1)
+            for step in range(length):
+                last = start + step
+                seen = slice(max(0, last - case.window + 1) if case.window else 0, last + 1)
+                query = queries[step, head]
+                scores = keys[seen] @ query * scale
+                worst = max(worst, float((terms[seen] @ np.abs(query)).max() * scale))
+                weights = np.exp(scores - scores.max())
+                output[row, step, head] = weights @ values[seen] / weights.sum()
+    # A score is off by at most about epsilon times the sum of its terms' sizes; a weight by as
+    # much relatively; values are about 4 at most.
+    tolerance = 4 * EPSILON * (1 + worst)
+    return Expected(output.reshape(len(case.start), case.seq, -1), held, tolerance)
+
+
+def check(case: Case, results: Sequence[NDArray[Any]]) -> None:
+    want = expected(case)
+    np.testing.assert_allclose(results[0], want.output, rtol=0, atol=want.tolerance)
+    for row, length in enumerate(case.length):
+        assert not results[0][row, length:].any(), "a padded query must give zeros"
+    # Bit for bit, what was not written included.
+    assert results[1].tobytes() == want.cache_out.tobytes()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reference(case: Case) -> None:
+    check(case, [result.numpy() for result in reference(*case.tensors(), **case.attributes)])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_body(case: Case, single_op: Op) -> None:
+    op = single_op("LatentAttention", case.arrays(), case.attributes, stored=("up",))
+    check(case, op.run(None, threads=2))
