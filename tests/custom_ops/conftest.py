@@ -3,6 +3,7 @@ its function body."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,20 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops import DOMAIN, OPS
-from edgewright.custom_ops.compiler import Library, build, buildable_host
+from edgewright.custom_ops.compiler import (
+    TARGETS_BY_NAME,
+    Library,
+    Unit,
+    build,
+    buildable_host,
+    compile_units,
+)
 from edgewright.custom_ops.onnx_functions import attach_functions
 
 Array = np.ndarray
+TARGET = TARGETS_BY_NAME[buildable_host()]
 
 
 @dataclass
@@ -118,3 +128,23 @@ def library() -> Library:
 @pytest.fixture(scope="session")
 def single_op() -> Callable[..., SingleOp]:
     return SingleOp
+
+
+@pytest.fixture(scope="session", params=list(TARGET.isas))
+def isa(request: pytest.FixtureRequest, library: Library) -> str:
+    """Every instruction set that this machine has."""
+    best = ctypes.CDLL(str(library.path)).edgewright_isa
+    best.restype = ctypes.c_char_p
+    names = list(TARGET.isas)
+    if names.index(request.param) > names.index(best().decode()):
+        pytest.skip(f"this processor has no {request.param}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def probe(isa: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """probe.cc, for calls of the native functions one by one."""
+    memory = Path(__file__).parents[2] / "custom_ops" / "native" / "memory.cc"
+    units = [Unit(Path(__file__).parent / "probe.cc", isa), Unit(memory, isa)]
+    folder = tmp_path_factory.mktemp("probe")
+    return ctypes.CDLL(str(compile_units(TARGET, units, folder, cache_dir() / "kernels" / "zig")))

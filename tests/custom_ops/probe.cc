@@ -1,5 +1,5 @@
 // The vector functions that kernels are made of, over arrays, for test_native.py.
-#include "native/math.h"
+#include "native/int8_row.h"
 
 #define PROBE extern "C" __attribute__((visibility("default")))
 
@@ -34,4 +34,13 @@ PROBE float probe_largest(const float* in) { return largest(load(in)); }
 
 PROBE void probe_parts(const Half* in, float* out, size_t n) {
   store_part(out, load_part(in, n), n);
+}
+
+PROBE void probe_encode_row(const float* from, size_t n, Int8* to) { encode_row(from, n, to); }
+
+PROBE void probe_decode_row(const Int8* from, size_t n, float* to) {
+  const F32 scale = splat(row_scale(from));
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i) * scale);
+  if (i < n) store_part(to + i, load_part(from + i, n - i) * scale, n - i);
 }

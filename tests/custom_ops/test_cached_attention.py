@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgewright.custom_ops import OPS
 from edgewright.custom_ops.cached_attention import reference as torch_reference
-from edgewright.custom_ops.compiler import TARGETS_BY_NAME, Library, buildable_host
+from edgewright.custom_ops.compiler import Library
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 EPSILON = float(np.finfo(np.float32).eps)
@@ -119,7 +118,6 @@ CASES += [
     Case((2, 2), (33, 33), 1, (8191,), (1,), dtype="float16"),
     Case((1, 1), (512, 257), 20, (9,), (20,)),
 ]
-TARGET = TARGETS_BY_NAME[buildable_host()]
 
 
 @dataclass(frozen=True)
@@ -178,14 +176,6 @@ def check(case: Case, results: Sequence[NDArray[Any]]) -> None:
         assert cached.tobytes() == getattr(want, name).tobytes(), name
 
 
-@pytest.fixture(params=list(TARGET.isas))
-def isa(request: pytest.FixtureRequest, library: Library) -> str:
-    best = ctypes.CDLL(str(library.path)).edgewright_isa
-    best.restype = ctypes.c_char_p
-    names = list(TARGET.isas)
-    if names.index(request.param) > names.index(best().decode()):
-        pytest.skip(f"this processor has no {request.param}")
-    return str(request.param)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

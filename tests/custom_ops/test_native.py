@@ -4,39 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgewright.artifacts.user_dirs import cache_dir
-from edgewright.custom_ops.compiler import (
-    TARGETS_BY_NAME,
-    Library,
-    Unit,
-    buildable_host,
-    compile_units,
-)
-
 Array = np.ndarray
-_TARGET = TARGETS_BY_NAME[buildable_host()]
-
-
-@pytest.fixture(scope="module", params=list(_TARGET.isas))
-def probe(
-    request: pytest.FixtureRequest, library: Library, tmp_path_factory: pytest.TempPathFactory
-) -> ctypes.CDLL:
-    best = ctypes.CDLL(str(library.path)).edgewright_isa
-    best.restype = ctypes.c_char_p
-    isas = list(_TARGET.isas)
-    if isas.index(request.param) > isas.index(best().decode()):
-        pytest.skip(f"this processor has no {request.param}")
-    memory = Path(__file__).parents[2] / "custom_ops" / "native" / "memory.cc"
-    units = [Unit(Path(__file__).parent / "probe.cc", request.param), Unit(memory, request.param)]
-    path = compile_units(
-        _TARGET, units, tmp_path_factory.mktemp("probe"), cache_dir() / "kernels" / "zig"
-    )
-    return ctypes.CDLL(str(path))
 
 
 def apply(probe: ctypes.CDLL, name: str, values: Array, out: type = np.float32) -> Array:
