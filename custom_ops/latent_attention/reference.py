@@ -35,11 +35,11 @@ def reference(
     held = start + length
     total = max(int(held.max()), 1)
     rows = _read(written, table, held, total).to(query.dtype)  # [B, T, R+Dr]
-    up = up.to(query.dtype).unflatten(0, (num_heads, -1))  # [H, Dn+Dv, R]
     queries = (query * scale).view(batch, seq, num_heads, -1).transpose(1, 2)  # [B, H, S, Dn+Dr]
     nope = queries.shape[3] - rope
-    expanded = linear(rows[..., :rank], up.flatten(0, 1)).unflatten(2, (num_heads, -1))
-    keys, values = expanded.transpose(1, 2).tensor_split((nope,), -1)  # [B, H, T, Dn and Dv]
+    expanded = linear(rows[..., :rank], up.to(query.dtype))
+    by_head = expanded.view(batch, total, num_heads, -1).transpose(1, 2)  # [B, H, T, Dn+Dv]
+    keys, values = by_head[..., :nope], by_head[..., nope:]
 
     scores = queries[..., :nope] @ keys.transpose(-1, -2)  # [B, H, S, T]
     scores = scores + queries[..., nope:] @ rows[:, None, :, rank:].transpose(-1, -2)
