@@ -100,11 +100,18 @@ class SingleOp:
         serialized = proto.SerializeToString()
         return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 
-    def run(self, library: Library | None, isa: str | None = None, threads: int = 1) -> list[Array]:
+    def run(
+        self,
+        library: Library | None,
+        isa: str | None = None,
+        threads: int = 1,
+        in_place: bool = False,
+    ) -> list[Array]:
+        """The outputs. `in_place` binds each pair of the spec's as one value, read and written."""
         session = self.session(library, isa, threads)
         feed = {name: array for name, array in self.inputs.items() if name not in self.stored}
-        outputs: list[Array] = session.run(None, feed)
-        return outputs
+        pairs = OPS[self.name].in_place if in_place else ()
+        return bound_run(session, feed, pairs) if pairs else session.run(None, feed)
 
     def _move_out(self, proto: onnx.ModelProto) -> None:
         assert self.folder is not None
@@ -118,6 +125,28 @@ class SingleOp:
                 place = {"location": "weights", "offset": offset, "length": len(data)}
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
+
+
+def bound_run(
+    session: ort.InferenceSession, feed: Mapping[str, Array], pairs: Sequence[tuple[str, str]]
+) -> list[Array]:
+    """Each (input, output) of `pairs` is the same memory, before and after."""
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
+    source = {output: name for name, output in pairs}
+    binding = session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    names = [output.name for output in session.get_outputs()]
+    for name in names:
+        if name in source:
+            binding.bind_ortvalue_output(name, values[source[name]])
+        else:
+            binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    outputs = binding.get_outputs()
+    for name, output in zip(names, outputs, strict=True):
+        assert name not in source or output.data_ptr() == values[source[name]].data_ptr(), name
+    return [output.numpy() for output in outputs]
 
 
 @pytest.fixture(scope="session")
