@@ -13,6 +13,12 @@ from edgewright.export.graph import Graph
 # Standard ops that ONNX Runtime runs in place when input 0 and output 0 share their memory.
 _IN_PLACE_STANDARD = frozenset({"ScatterND", "ScatterElements", "TensorScatter"})
 
+# What ONNX Runtime may give its input's memory to, or leave out where it changes nothing.
+_VIEWS = frozenset(
+    {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
+    | {"Cast", "CastLike", "Expand", "Slice", "Transpose"}
+)
+
 
 def prove_state_order(graph: Graph) -> None:
     """Every reader of a past runs before its writer, in the graph and in each function it calls."""
@@ -38,13 +44,22 @@ def _prove(nodes: Iterable[ir.Node], name: str, past: ir.Value, present: ir.Valu
             f"state {name}: {_described(writer)} makes a new tensor of it, in-place update required"
         )
     before = _ancestors(writer)
-    for reader in nodes:
-        if reader is writer or reader in before or reader.op_type == "Shape":
-            continue
-        if any(value is past for value in _reads(reader)):
+    for reader in _readers(nodes, past):
+        if reader is not writer and reader not in before:
             raise ExportError(
                 f"state {name}: {_described(reader)} may read it after {_described(writer)} writes"
             )
+
+
+def _readers(nodes: Iterable[ir.Node], past: ir.Value) -> Iterator[ir.Node]:
+    """Every node that looks at the memory of `past`, under this name or a view's."""
+    names = {past}
+    for node in nodes:
+        if node.op_type == "Shape" or names.isdisjoint(_reads(node)):
+            continue
+        yield node
+        if node.domain == "" and node.op_type in _VIEWS:
+            names.update(node.outputs)
 
 
 def _writes_in_place(writer: ir.Node, past: ir.Value, present: ir.Value) -> bool:
@@ -52,7 +67,17 @@ def _writes_in_place(writer: ir.Node, past: ir.Value, present: ir.Value) -> bool
     if writer.domain == DOMAIN and writer.op_type in OPS:
         pairs = OPS[writer.op_type].in_place_indices()
         return any(writer.inputs[i] is past and o == output for i, o in pairs)
+    if writer.domain == "" and writer.op_type == "Where":
+        return _replaces(writer, past, present)
     return writer.op_type in _IN_PLACE_STANDARD and writer.inputs[0] is past and output == 0
+
+
+def _replaces(writer: ir.Node, past: ir.Value, present: ir.Value) -> bool:
+    """Where reads an operand of its output's shape one element at a time, each just before it
+    writes that element. The shapes are equal when it runs, since past and present are one tensor;
+    shapes that say otherwise are a mistake."""
+    shapes_agree = past.shape is None or present.shape is None or past.shape == present.shape
+    return any(operand is past for operand in writer.inputs[1:]) and shapes_agree
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Value]:

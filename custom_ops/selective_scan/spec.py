@@ -1,4 +1,4 @@
-"""SelectiveScan: h[n] = exp(dt a[n]) h[n] + x b[n], y = sum over n of c[n] h[n], in every channel."""
+"""SelectiveScan: h[n] = exp(dt a[n]) h[n] + x b[n], y = sum over n of c[n] h[n], a channel."""
 
 from edgewright.custom_ops.spec import OpSpec, TensorSpec
 
