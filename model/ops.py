@@ -27,3 +27,16 @@ def routed_experts(*tensors: Tensor, activation: str, alpha: float, limit: float
     """x, the chosen experts and their weights, then gate, up and down and the bias of each."""
     found = torch_ops.routed_experts(*tensors, activation=activation, alpha=alpha, limit=limit)
     return cast(Tensor, found)
+
+
+def latent_attention(
+    *tensors: Tensor, num_heads: int, scale: float, window: int
+) -> tuple[Tensor, Tensor]:
+    """query, latent, key_rope, up, cache, table, start and length → output and cache."""
+    found = torch_ops.latent_attention(*tensors, num_heads=num_heads, scale=scale, window=window)
+    return cast(tuple[Tensor, Tensor], found)
+
+
+def causal_conv(*tensors: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """x, weight, bias, state and length → output and state."""
+    return cast(tuple[Tensor, Tensor], torch_ops.causal_conv(*tensors, activation=activation))

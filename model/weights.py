@@ -9,7 +9,14 @@ from itertools import accumulate, zip_longest
 
 from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig, MoeSpec
-from edgewright.model.lazy import LazyTensor, plus_one, rows, widen
+from edgewright.model.lazy import (
+    LazyTensor,
+    plus_one,
+    reshape,
+    rows,
+    transpose_last_two,
+    widen,
+)
 from edgewright.model.mixers.attention import AttentionSpec
 
 Weights = dict[str, LazyTensor]
@@ -130,6 +137,16 @@ def take_norm(source: TensorSource, name: str, offset: bool = False) -> LazyTens
 
 def take_linear(source: TensorSource, ours: str, theirs: str, bias: bool) -> Weights:
     weights = {f"{ours}.weight": source.take(f"{theirs}.weight")}
+    if bias:
+        weights[f"{ours}.bias"] = widen(source.take(f"{theirs}.bias"))
+    return weights
+
+
+def take_convolution(source: TensorSource, ours: str, theirs: str, bias: bool) -> Weights:
+    """Published as [channels, 1, taps], ours is [taps, channels]."""
+    stored = source.take(f"{theirs}.weight")
+    by_channel = reshape(stored, (stored.shape[0], stored.shape[-1])) if stored.shape else stored
+    weights = {f"{ours}.weight": widen(transpose_last_two(by_channel))}
     if bias:
         weights[f"{ours}.bias"] = widen(source.take(f"{theirs}.bias"))
     return weights
