@@ -1,8 +1,8 @@
 // Attention for up to eight query rows, as in decoding: each key is read once and multiplied with
 // every row, vectors running along the head dimension, so that memory sets the pace.
 #pragma once
-#include "cached_attention/fold.h"
 #include "cached_attention/job.h"
+#include "native/fold.h"
 
 namespace edge {
 namespace EDGE_ISA {

@@ -4,6 +4,7 @@
 #include "cached_attention/few_rows.h"
 #include "cached_attention/inputs.h"
 #include "cached_attention/many_rows.h"
+#include "native/in_place.h"
 
 namespace edge {
 namespace EDGE_ISA {
@@ -12,7 +13,6 @@ namespace attention {
 constexpr int64_t kTasksWanted = 16;   // enough for any device's threads to share evenly
 constexpr int64_t kLeastSplit = 512;   // keys; below that, merging costs more than it brings
 constexpr int64_t kInlineBytes = 1 << 15;  // below that, waking threads costs more
-constexpr int64_t kCopyBytes = 1 << 20;
 
 // How one row's work is cut. A unit is one block of query rows of one key/value head.
 struct RowPlan {
@@ -248,19 +248,6 @@ class Call {
   Plan plan_ = {};
 };
 
-// Nothing to do where input and output are the same memory.
-static Status* copy(const Context& context, const Tensor& from, const Tensor& to, int64_t element) {
-  if (from.data == to.data) return nullptr;
-  const int64_t bytes = from.count() * element;
-  const int64_t parts = (bytes + kCopyBytes - 1) / kCopyBytes;
-  return context.parallel(size_t(parts), [&](size_t i) -> Status* {
-    const int64_t at = int64_t(i) * kCopyBytes;
-    const size_t count = size_t(smaller(kCopyBytes, bytes - at));
-    __builtin_memcpy(to.as<char>() + at, from.as<char>() + at, count);
-    return nullptr;
-  });
-}
-
 class CachedAttention {
  public:
   Status* create(const Info& info) { return attributes_.read(info); }
@@ -275,8 +262,8 @@ class CachedAttention {
     EDGE_TRY(context.output(2, &values));
     const bool is_half = in.key_cache.type == ElementType::kFloat16;
     const int64_t element = is_half ? 2 : 4;
-    EDGE_TRY(copy(context, in.key_cache, keys, element));
-    EDGE_TRY(copy(context, in.value_cache, values, element));
+    EDGE_TRY(carry_over(context, in.key_cache, keys, element));
+    EDGE_TRY(carry_over(context, in.value_cache, values, element));
     return is_half ? run<Half>(context, in, output, keys, values)
                    : run<float>(context, in, output, keys, values);
   }

@@ -4,6 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Keeps stack frames small, where instances would be inlined into one function.
+#define EDGE_OUT_OF_LINE __attribute__((noinline))
+
 namespace edge {
 namespace EDGE_ISA {
 

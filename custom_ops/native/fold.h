@@ -4,18 +4,17 @@
 
 namespace edge {
 namespace EDGE_ISA {
-namespace attention {
 
-template <class, size_t... kIndex>
-struct Indices {};
-using Lanes = __make_integer_seq<Indices, size_t, kLanes>;
+namespace detail {
 
 // Of a and b one after the other, cut into pieces of kPiece lanes: the even pieces plus the odd.
 template <size_t kPiece, size_t... i>
-static inline F32 add_pieces(F32 a, F32 b, Indices<size_t, i...>) {
+static inline F32 add_pieces(F32 a, F32 b, Lanes<size_t, i...>) {
   return __builtin_shufflevector(a, b, (2 * (i / kPiece) * kPiece + i % kPiece)...) +
          __builtin_shufflevector(a, b, ((2 * (i / kPiece) + 1) * kPiece + i % kPiece)...);
 }
+
+}  // namespace detail
 
 template <size_t kCount = kLanes>
 static inline F32 fold(const F32* v) {
@@ -23,10 +22,9 @@ static inline F32 fold(const F32* v) {
     return v[0];
   } else {
     const F32 a = fold<kCount / 2>(v), b = fold<kCount / 2>(v + kCount / 2);
-    return add_pieces<kLanes / kCount>(a, b, Lanes{});
+    return detail::add_pieces<kLanes / kCount>(a, b, AllLanes{});
   }
 }
 
-}  // namespace attention
 }  // namespace EDGE_ISA
 }  // namespace edge
