@@ -38,7 +38,13 @@ class Sizes:
         )
 
 
-def read_sizes(reader: ConfigReader, *, max_context: int, head_dim: int | None = None) -> Sizes:
+def read_sizes(
+    reader: ConfigReader,
+    *,
+    max_context: int,
+    head_dim: int | None = None,
+    intermediate: int | None = None,
+) -> Sizes:
     hidden = reader.integer("hidden_size", maximum=_LARGEST)
     heads = reader.integer("num_attention_heads", maximum=_MOST_HEADS)
     kv_heads = reader.integer("num_key_value_heads", heads, maximum=_MOST_HEADS)
@@ -56,7 +62,7 @@ def read_sizes(reader: ConfigReader, *, max_context: int, head_dim: int | None =
         heads=heads,
         kv_heads=kv_heads,
         head_dim=reader.integer("head_dim", head_dim or hidden // heads, maximum=_MOST_HEADS),
-        intermediate=reader.integer("intermediate_size", maximum=_LARGEST),
+        intermediate=reader.integer("intermediate_size", intermediate, maximum=_LARGEST),
         layers=reader.integer("num_hidden_layers", maximum=_MOST_LAYERS),
         vocab=reader.integer("vocab_size", maximum=_LARGEST),
         max_context=reader.integer("max_position_embeddings", max_context),

@@ -153,25 +153,46 @@ def take_convolution(source: TensorSource, ours: str, theirs: str, bias: bool) -
 
 
 def take_attention(
-    source: TensorSource, ours: str, theirs: str, spec: AttentionSpec, norm_offset: bool = False
+    source: TensorSource,
+    ours: str,
+    theirs: str,
+    spec: AttentionSpec,
+    norm_offset: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Weights:
+    """`names`: the usual name of a part → what it is called here, where that differs."""
+
+    def published(usual: str) -> str:
+        return f"{theirs}.{(names or {}).get(usual, usual)}"
+
     weights: Weights = {}
     for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
-        weights |= take_linear(source, f"{ours}.{name}", f"{theirs}.{short}_proj", spec.qkv_bias)
-    weights |= take_linear(source, f"{ours}.output", f"{theirs}.o_proj", spec.output_bias)
+        weights |= take_linear(source, f"{ours}.{name}", published(f"{short}_proj"), spec.qkv_bias)
+    weights |= take_linear(source, f"{ours}.output", published("o_proj"), spec.output_bias)
     if spec.qk_norm is not None:
         for name, short in (("query", "q"), ("key", "k")):
-            norm = take_norm(source, f"{theirs}.{short}_norm.weight", norm_offset)
+            norm = take_norm(source, f"{published(f'{short}_norm')}.weight", norm_offset)
             weights[f"{ours}.{name}_norm.weight"] = norm
     if spec.sinks:
-        weights[f"{ours}.sinks"] = widen(source.take(f"{theirs}.sinks"))
+        weights[f"{ours}.sinks"] = widen(source.take(published("sinks")))
     return weights
 
 
-def take_mlp(source: TensorSource, ours: str, theirs: str, spec: MlpSpec) -> Weights:
+_MLP_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def take_mlp(
+    source: TensorSource,
+    ours: str,
+    theirs: str,
+    spec: MlpSpec,
+    parts: Mapping[str, str] = _MLP_PARTS,
+) -> Weights:
+    """`parts`: our gate, up and down → what they are called."""
     weights: Weights = {}
-    for part in ("gate", "up", "down") if spec.gated else ("up", "down"):
-        weights |= take_linear(source, f"{ours}.{part}", f"{theirs}.{part}_proj", spec.bias)
+    for part, name in parts.items():
+        if spec.gated or part != "gate":
+            weights |= take_linear(source, f"{ours}.{part}", f"{theirs}.{name}", spec.bias)
     return weights
 
 

@@ -352,6 +352,28 @@ ENTRIES: dict[str, Entry] = {
             "rope_parameters": _rope("default", 10000.0),
         },
     ),
+    "lfm2": Entry(
+        "lfm2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 10,
+            "block_ffn_dim_multiplier": 1.3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "lfm2-biased": Entry(
+        "lfm2",
+        {
+            **_THREE,
+            "num_hidden_layers": 5,
+            "full_attn_idxs": [0, 3],
+            "conv_bias": True,
+            "conv_L_cache": 5,
+            "block_auto_adjust_ff_dim": False,
+            "rope_parameters": _rope("yarn", 1e4, factor=4.0, original_max_position_embeddings=64),
+        },
+    ),
 }
 
 
