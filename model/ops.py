@@ -40,3 +40,13 @@ def latent_attention(
 def causal_conv(*tensors: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """x, weight, bias, state and length → output and state."""
     return cast(tuple[Tensor, Tensor], torch_ops.causal_conv(*tensors, activation=activation))
+
+
+def state_space_dual(*tensors: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """x, the steps, the decay, writes, reads, skip, state and length → output and state."""
+    return cast(tuple[Tensor, Tensor], torch_ops.state_space_dual(*tensors, groups=groups))
+
+
+def selective_scan(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """x and the steps, the decay, writes, reads, state and length → output and state."""
+    return cast(tuple[Tensor, Tensor], torch_ops.selective_scan(*tensors))
