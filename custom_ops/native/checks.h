@@ -29,6 +29,34 @@ struct Checks {
     return message("dimension ").number(int64_t(axis)).text(" of ").text(name).text(" is ")
         .number(tensor.dims[axis]).text(", not ").number(wanted).error();
   }
+
+  // Every dimension of a tensor: shape("x", x, batch, seq, width).
+  template <class... D>
+  Status* shape(const char* name, const Tensor& tensor, D... wanted) const {
+    EDGE_TRY(rank(name, tensor, sizeof...(wanted)));
+    const int64_t dims[] = {int64_t(wanted)...};
+    for (size_t axis = 0; axis < sizeof...(wanted); axis++) {
+      EDGE_TRY(equal(name, axis, tensor, dims[axis]));
+    }
+    return nullptr;
+  }
+
+  Status* positive(const char* name, int64_t value) const {
+    if (value > 0) return nullptr;
+    return message(name).text(" is ").number(value).text(", not positive").error();
+  }
+
+  // The real tokens of each row: none beyond the call's steps.
+  Status* lengths(const Tensor& length, int64_t batch, int64_t seq) const {
+    EDGE_TRY(shape("length", length, batch));
+    for (int64_t row = 0; row < batch; row++) {
+      const int64_t count = length.as<int64_t>()[row];
+      if (count >= 0 && count <= seq) continue;
+      return message("length of row ").number(row).text(" is ").number(count)
+          .text(", not between 0 and the ").number(seq).text(" steps of this call").error();
+    }
+    return nullptr;
+  }
 };
 
 }  // namespace EDGE_ISA
