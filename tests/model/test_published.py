@@ -19,6 +19,7 @@ from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.loading import LazyModel, open_model
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
+from tests.model.published_hybrids import HYBRIDS
 from tests.model.running import run_in_chunks
 
 Tensors = dict[str, Tensor]
@@ -29,13 +30,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("published")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED | HYBRIDS)
 def test_published_configs_mean_what_transformers_takes_them_for(name: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(PUBLISHED[name]))
+    published = json.dumps((PUBLISHED | HYBRIDS)[name])
+    config.write_text(published)
     zoo.save_random_model(AutoConfig.from_pretrained(tmp_path), tmp_path, seed=name)
     # transformers wrote its own form of the config over the published one.
-    config.write_text(json.dumps(PUBLISHED[name]))
+    config.write_text(published)
     ids = torch.randint(3, 503, (100,), generator=torch.Generator().manual_seed(7)).tolist()
     found = run_in_chunks(open_model(tmp_path).materialise(), ids, [100])
     assert zoo.error(found, zoo.reference_logits(tmp_path, ids)) <= zoo.TOLERANCE
