@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgewright.artifacts.states import StateSpec
+from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
 from edgewright.model.config import CacheDtype
 from edgewright.model.convolution import Convolution
 from edgewright.model.linear import Linear
 from edgewright.model.mixer import Mixer
 from edgewright.model.ops import state_space_dual
+from edgewright.model.precision import in_float32
 from edgewright.model.rope import RopeSpec
 
 
@@ -107,7 +107,7 @@ class StateSpaceDual(Mixer):
 
     def states(self, prefix: str) -> tuple[StateSpec, ...]:
         spec = self.spec
-        shape = ("batch", spec.heads, spec.state, spec.head_dim)
+        shape: tuple[Dim, ...] = ("batch", spec.heads, spec.state, spec.head_dim)
         state = StateSpec(f"{prefix}.state", shape, "float32", "replace")
         return self.conv.state(f"{prefix}.conv"), state
 
@@ -127,8 +127,8 @@ class StateSpaceDual(Mixer):
         projected = self.input(x if spec.input_scale == 1.0 else x * spec.input_scale)
         if spec.scales is not None:
             projected = projected * self.scales
-        sizes = (spec.inner, sum(spec.sections[1:4]), spec.heads)
-        gate, channels, step = projected.split(sizes, dim=-1)
+        sizes = [spec.inner, sum(spec.sections[1:4]), spec.heads]
+        gate, channels, step = projected.split_with_sizes(sizes, dim=-1)
         return gate, channels, step
 
     def _scan(
@@ -136,7 +136,7 @@ class StateSpaceDual(Mixer):
     ) -> tuple[Tensor, list[Tensor]]:
         spec = self.spec
         channels, conv = self.conv(channels, states[0], call.length)
-        inner, write, read = channels.split(spec.sections[1:4], dim=-1)
+        inner, write, read = channels.split_with_sizes([*spec.sections[1:4]], dim=-1)
         step = functional.softplus(step + self.step_bias)
         if spec.step_limit != (0.0, math.inf):
             step = step.clamp(*spec.step_limit)
@@ -152,10 +152,3 @@ class StateSpaceDual(Mixer):
             groups=spec.groups,
         )
         return mixed, [conv, state]
-
-
-def in_float32() -> AbstractContextManager[object]:
-    """Training lowers the precision of products; what a state gathers over many steps is exact."""
-    if torch.is_autocast_enabled("cpu"):
-        return torch.autocast("cpu", enabled=False)
-    return nullcontext()
