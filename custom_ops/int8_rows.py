@@ -9,6 +9,8 @@ be kept beside the rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from edgewright.custom_ops.recorder import Recorder
@@ -36,6 +38,38 @@ _INT64 = int(ir.DataType.INT64)
 
 def encode(op: Recorder, x: ir.Value, size: int | None = None) -> ir.Value:
     """float32 [..., n] → int8 [..., n]. With `size`, which is n, no shape is asked for."""
+    return op("Cast", _encode(op, x, size), to=_INT8)
+
+
+def is_int8(op: Recorder, cache: ir.Value) -> ir.Value:
+    """Whether a cache, whose dtype a body learns as it runs, is of int8: no half fits in."""
+    return op("Equal", op("Cast", op("CastLike", 0.5, cache), to=_FLOAT), 0.0)
+
+
+def to_cache(op: Recorder, x: ir.Value, quantised: ir.Value) -> ir.Value:
+    """Rows of float32 as what is left to be cast to the cache's dtype."""
+    return _if(op, quantised, x, lambda inner: _encode(inner, x, None))
+
+
+def from_cache(op: Recorder, rows: ir.Value, quantised: ir.Value) -> ir.Value:
+    """Rows of a cache, of either kind, as float32."""
+    rows = op("Cast", rows, to=_FLOAT)
+    return _if(op, quantised, rows, lambda inner: decode(inner, rows))
+
+
+def _if(
+    op: Recorder, condition: ir.Value, value: ir.Value, change: Callable[[Recorder], ir.Value]
+) -> ir.Value:
+    changed, same = Recorder("int8."), Recorder("as_it_is.")
+    return op(
+        "If",
+        condition,
+        then_branch=changed.graph([change(changed)]),
+        else_branch=same.graph([same("Identity", value)]),
+    )
+
+
+def _encode(op: Recorder, x: ir.Value, size: int | None) -> ir.Value:
     x = op("Where", op("IsNaN", x), 0.0, x)
     peak = op("ReduceMax", op("Abs", x), (-1,))
     octave = _count_above(op, peak, tuple(MOST * FRACTIONS[-1] * power for power in _POWERS[:-1]))
@@ -61,7 +95,7 @@ def encode(op: Recorder, x: ir.Value, size: int | None = None) -> ir.Value:
     low, high = by_lane((-64.0,) * LEAST, -MOST), by_lane((63.0,) * LEAST, MOST)
     whole = op("Round", op("Div", op("Sub", op("Div", x, scale), bit), step))
     bounded = op("Min", op("Max", whole, low), high)
-    return op("Cast", op("Add", op("Mul", bounded, step), bit), to=_INT8)
+    return op("Add", op("Mul", bounded, step), bit)
 
 
 def decode(op: Recorder, rows: ir.Value) -> ir.Value:

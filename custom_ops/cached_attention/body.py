@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgewright.custom_ops.cached_attention.spec import SPEC
+from edgewright.custom_ops.int8_rows import from_cache, is_int8, to_cache
 from edgewright.custom_ops.paged_cache import (
     Steps,
     read_places,
@@ -31,12 +32,16 @@ def _record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
     heads = _Heads(kv_heads, op("Range", 0, op("Squeeze", kv_heads), 1))
     source, page, slot = written_places(op, steps, table)
     index = _targets(op, steps, heads, page, slot)
-    new_key_cache = _append(op, steps, heads, key, key_cache, source, index)
-    new_value_cache = _append(op, steps, heads, value, value_cache, source, index)
+    quantised = is_int8(op, key_cache)
+    new_keys, new_values = (
+        to_cache(op, _tokens(op, steps, heads, new, source), quantised) for new in (key, value)
+    )
+    new_key_cache = write(op, steps, key_cache, index, op("CastLike", new_keys, key_cache))
+    new_value_cache = write(op, steps, value_cache, index, op("CastLike", new_values, value_cache))
     position, page, slot = read_places(op, steps, table)
     rows = _rows(op, steps, heads, page, slot)
-    keys = _read(op, new_key_cache, rows, query)
-    values = _read(op, new_value_cache, rows, query)
+    keys = from_cache(op, _read(op, new_key_cache, rows), quantised)
+    values = from_cache(op, _read(op, new_value_cache, rows), quantised)
     output = _attend(op, steps, heads, query, keys, values, position, sinks)
     return output, new_key_cache, new_value_cache
 
@@ -55,18 +60,10 @@ def _targets(op: Recorder, steps: Steps, heads: _Heads, page: ir.Value, slot: ir
     return op("Concat", *parts, axis=3)
 
 
-def _append(
-    op: Recorder,
-    steps: Steps,
-    heads: _Heads,
-    new: ir.Value,
-    cache: ir.Value,
-    source: ir.Value,
-    index: ir.Value,
-) -> ir.Value:
+def _tokens(op: Recorder, steps: Steps, heads: _Heads, new: ir.Value, source: ir.Value) -> ir.Value:
+    """[B, S, KV, D]"""
     shape = op("Concat", steps.batch, steps.seq, heads.kv, (-1,), axis=0)
-    tokens = op("CastLike", op("Reshape", op("GatherND", new, source), shape), cache)
-    return write(op, steps, cache, index, tokens)
+    return op("Reshape", op("GatherND", new, source), shape)
 
 
 def _rows(op: Recorder, steps: Steps, heads: _Heads, page: ir.Value, slot: ir.Value) -> ir.Value:
@@ -76,10 +73,10 @@ def _rows(op: Recorder, steps: Steps, heads: _Heads, page: ir.Value, slot: ir.Va
     return op("Add", op("Mul", block, steps.page), op("Unsqueeze", slot, (1,)))
 
 
-def _read(op: Recorder, cache: ir.Value, rows: ir.Value, like: ir.Value) -> ir.Value:
+def _read(op: Recorder, cache: ir.Value, rows: ir.Value) -> ir.Value:
     """[B, KV, T, D], one copy of the tokens held whatever the page size."""
     flat = op("Reshape", cache, op("Concat", (-1,), op.dim(cache, 3), axis=0))
-    return op("CastLike", op("Gather", flat, rows, axis=0), like)
+    return op("Gather", flat, rows, axis=0)
 
 
 def _attend(

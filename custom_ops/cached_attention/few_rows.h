@@ -71,6 +71,25 @@ static inline void group_scores(const float* query, size_t stride, size_t dim,
   for (size_t i = 0; i < kSums; i += kLanes) store(scores + i, fold(sums + i));
 }
 
+// Scores or weights of one group after the other, times the scales of the rows they belong to.
+template <size_t kRows, class C>
+static inline void apply_scales(const C* const* rows, size_t groups, float* scores) {
+  if constexpr (has_row_scale<C>) {
+    constexpr size_t kKeys = kSums / kRows;
+    for (size_t g = 0; g < groups; g++) {
+      alignas(64) float scales[kSums];
+      for (size_t k = 0; k < kKeys; k++) {
+        const float scale = row_scale(rows[g * kKeys + k]);
+        for (size_t r = 0; r < kRows; r++) scales[r * kKeys + k] = scale;
+      }
+      for (size_t i = 0; i < kSums; i += kLanes) {
+        float* s = scores + g * kSums + i;
+        store(s, load(s) * load(scales + i));
+      }
+    }
+  }
+}
+
 // Adds the values of `count` keys, weighted, to kVectors vectors of kRows rows of the output.
 template <size_t kRows, size_t kVectors, class C>
 static inline void add_values(const float* weights, const C* const* values, const C* const* ahead,
@@ -197,6 +216,7 @@ EDGE_OUT_OF_LINE static void block_few(const Job<C>& job, const FewRows& few,
                         block.keys + g * kKeys, block.values + g * kKeys,
                         few.scores + g * kSums);
   }
+  apply_scales<kRows>(block.keys, groups, few.scores);
   if (job.softcap > 0) {
     const F32 cap = splat(job.softcap), inverse = splat(1.0f / job.softcap);
     for (size_t i = 0; i < groups * kSums; i += kLanes) {
@@ -209,6 +229,7 @@ EDGE_OUT_OF_LINE static void block_few(const Job<C>& job, const FewRows& few,
   if (!is_whole) mask_few<kRows>(job, block.from, block.count, few.scores);
   float decay[kRows];
   weigh_few<kRows>(few.scores, groups, few.peak, few.mass, decay);
+  apply_scales<kRows>(block.values, groups, few.scores);
   add_columns<kRows, 8>(job, few, block, 0, decay);
 }
 

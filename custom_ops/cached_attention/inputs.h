@@ -1,6 +1,7 @@
 // Reads and checks the inputs of one CachedAttention call. Graphs and tables come from packages
 // that nobody has vouched for: whatever leaves here is in bounds.
 #pragma once
+#include "native/int8_row.h"
 #include "native/paged_inputs.h"
 
 namespace edge {
@@ -59,9 +60,15 @@ struct Inputs : PagedInputs {
   }
 
  private:
+  static constexpr int64_t kLeast = int64_t(kLeastInt8Row);
+
   Status* check_shapes() {
     if (kv_heads < 1 || page < 1 || dim < 1 || v_dim < 1) {
       return Message("CachedAttention: a cache has an empty dimension").error();
+    }
+    if (key_cache.type == ElementType::kInt8 && (dim < kLeast || v_dim < kLeast)) {
+      return Message("CachedAttention: an int8 cache has rows of ").number(dim).text(" and ")
+          .number(v_dim).text(" values; at least ").number(kLeast).text(" are required").error();
     }
     if (heads % kv_heads) {
       return Message("CachedAttention: num_heads is ").number(heads)

@@ -2,6 +2,7 @@
 // of the keys that its cache holds. A query row is one head of one step: row r is head r % group of
 // step r / group, so that the heads that share keys are worked on together.
 #pragma once
+#include "native/int8_row.h"
 #include "native/pages.h"
 #include "native/softmax.h"
 

@@ -117,9 +117,13 @@ class Call {
       const C* found;
       strip.find(in_.row_start(b) + s, 1, 1, &found);
       C* to = const_cast<C*>(found);
-      size_t d = 0;
-      for (; d + kLanes <= dim; d += kLanes) store(to + d, load(from + d));
-      if (d < dim) store_part(to + d, load_part(from + d, dim - d), dim - d);
+      if constexpr (has_row_scale<C>) {
+        encode_row(from, dim, to);
+      } else {
+        size_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) store(to + d, load(from + d));
+        if (d < dim) store_part(to + d, load_part(from + d, dim - d), dim - d);
+      }
     }
   }
 
@@ -260,18 +264,19 @@ class CachedAttention {
     EDGE_TRY(context.output(0, &output));
     EDGE_TRY(context.output(1, &keys));
     EDGE_TRY(context.output(2, &values));
-    const bool is_half = in.key_cache.type == ElementType::kFloat16;
-    const int64_t element = is_half ? 2 : 4;
-    EDGE_TRY(carry_over(context, in.key_cache, keys, element));
-    EDGE_TRY(carry_over(context, in.value_cache, values, element));
-    return is_half ? run<Half>(context, in, output, keys, values)
-                   : run<float>(context, in, output, keys, values);
+    switch (in.key_cache.type) {
+      case ElementType::kFloat32: return run<float>(context, in, output, keys, values);
+      case ElementType::kFloat16: return run<Half>(context, in, output, keys, values);
+      default: return run<Int8>(context, in, output, keys, values);
+    }
   }
 
  private:
   template <class C>
   Status* run(const Context& context, const Inputs& in, const Tensor& output, const Tensor& keys,
               const Tensor& values) const {
+    EDGE_TRY(carry_over(context, in.key_cache, keys, sizeof(C)));
+    EDGE_TRY(carry_over(context, in.value_cache, values, sizeof(C)));
     return Call<C>(context, attributes_, in, output.as<float>(), keys.as<C>(), values.as<C>())
         .run();
   }

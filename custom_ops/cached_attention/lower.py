@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgewright.artifacts.states import Update
+from edgewright.custom_ops import int8_rows
 from edgewright.custom_ops.cached_attention.spec import SPEC
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
@@ -35,6 +36,7 @@ class StaticAttention:
     window: int = 0
     softcap: float = 0.0
     has_sinks: bool = False
+    int8_cache: bool = False
 
 
 def lower(node: StaticAttention, update: Update = "in_graph") -> ir.Function:
@@ -54,7 +56,10 @@ def lower(node: StaticAttention, update: Update = "in_graph") -> ir.Function:
         stored = [keys, values]
         allowed = _allowed(op, node, first, op("Add", first, count), tuple(range(node.capacity)))
     else:
-        stored = [op("CastLike", new_keys, key_cache), op("CastLike", new_values, value_cache)]
+        stored = [
+            _for_cache(op, node, new_keys, key_cache, node.dim),
+            _for_cache(op, node, new_values, value_cache, node.v_dim),
+        ]
         keys = op("Concat", key_cache, stored[0], axis=2)
         values = op("Concat", value_cache, stored[1], axis=2)
         held = _allowed(op, node, first, first, tuple(range(node.capacity)))
@@ -62,6 +67,10 @@ def lower(node: StaticAttention, update: Update = "in_graph") -> ir.Function:
         zero = op("Sub", first, first)
         new = _allowed(op, node, zero, count, tuple(range(node.seq)))
         allowed = op("Concat", held, new, axis=2)
+    keys, values = (
+        int8_rows.decode(op, rows) if node.int8_cache else op("CastLike", rows, query)
+        for rows in (keys, values)
+    )
     outputs = [_attend(op, node, query, keys, values, allowed, count, sinks), *stored]
     names = [tensor.name for tensor in SPEC.outputs]
     for output, name in zip(outputs, names, strict=True):
@@ -74,6 +83,12 @@ def lower(node: StaticAttention, update: Update = "in_graph") -> ir.Function:
 def _by_head(op: Recorder, node: StaticAttention, new: ir.Value, dim: int) -> ir.Value:
     split = op("Reshape", new, (node.batch, node.seq, node.kv_heads, dim))
     return op("Transpose", split, perm=[0, 2, 1, 3])  # [B, KV, S, D]
+
+
+def _for_cache(
+    op: Recorder, node: StaticAttention, rows: ir.Value, cache: ir.Value, dim: int
+) -> ir.Value:
+    return int8_rows.encode(op, rows, dim) if node.int8_cache else op("CastLike", rows, cache)
 
 
 def _scatter(
@@ -92,7 +107,8 @@ def _scatter(
     column, shape = (node.batch, 1, node.seq, 1), (node.batch, node.kv_heads, node.seq, dim)
     source = op("Expand", op("Reshape", source, column), shape)
     target = op("Expand", op("Reshape", target, column), shape)
-    tokens = op("CastLike", op("GatherElements", new, source, axis=2), cache)
+    tokens = op("GatherElements", new, source, axis=2)
+    tokens = _for_cache(op, node, tokens, cache, dim)
     kept = op("GatherElements", cache, target, axis=2)
     is_write = op("Reshape", is_write, (node.batch, 1, 1, 1))
     return op("ScatterElements", cache, target, op("Where", is_write, tokens, kept), axis=2)
@@ -131,7 +147,7 @@ def _attend(
     scaled = op("Mul", query, node.scale)
     scaled = op("Reshape", scaled, (node.batch, node.seq, node.kv_heads, group, node.dim))
     queries = op("Reshape", op("Transpose", scaled, perm=[0, 2, 3, 1, 4]), rows)
-    transposed = op("Transpose", op("CastLike", keys, query), perm=[0, 1, 3, 2])
+    transposed = op("Transpose", keys, perm=[0, 1, 3, 2])
     scores = op("MatMul", queries, transposed)
     if node.softcap:
         scores = op("Mul", op("Tanh", op("Div", scores, node.softcap)), node.softcap)
@@ -143,7 +159,6 @@ def _attend(
         column = op("Expand", column, (node.batch, node.kv_heads, group, node.seq, 1))
         scores = op("Concat", scores, column, axis=4)
     weights = op("Softmax", scores, axis=-1)
-    values = op("CastLike", values, query)
     if node.has_sinks:
         values = op("Pad", values, (0, 0, 0, 0, 0, 0, 1, 0))
     attended = op("Reshape", op("MatMul", op("Reshape", weights, rows), values), apart)

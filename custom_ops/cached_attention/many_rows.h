@@ -186,16 +186,19 @@ static inline void as_float32(const float* const* rows, int64_t, int64_t, float*
                               const float** out) {
   for (int64_t j = 0; j < kBlockKeys; j++) out[j] = rows[j];
 }
-static inline void as_float32(const Half* const* rows, int64_t count, int64_t dim, float* memory,
+template <class C>
+static inline void as_float32(const C* const* rows, int64_t count, int64_t dim, float* memory,
                               const float** out) {
   const int64_t stride = round_up(dim, kLanes);
   for (int64_t j = 0; j < kBlockKeys; j++) {
     float* to = memory + smaller(j, count - 1) * stride;
     out[j] = to;
     if (j >= count) continue;
+    F32 scale = splat(1.0f);
+    if constexpr (has_row_scale<C>) scale = splat(row_scale(rows[j]));
     int64_t d = 0;
-    for (; d + int64_t(kLanes) <= dim; d += kLanes) store(to + d, load(rows[j] + d));
-    if (d < dim) store(to + d, load_part(rows[j] + d, size_t(dim - d)));
+    for (; d + int64_t(kLanes) <= dim; d += kLanes) store(to + d, load(rows[j] + d) * scale);
+    if (d < dim) store(to + d, load_part(rows[j] + d, size_t(dim - d)) * scale);
   }
 }
 

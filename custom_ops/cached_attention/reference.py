@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgewright.custom_ops import int8_rows_torch
+
 
 def reference(
     query: Tensor,
@@ -78,7 +80,9 @@ def fake(
 
 def _append(cache: Tensor, new: Tensor, pages: Tensor, slots: Tensor, real: Tensor) -> Tensor:
     """The cache with the real tokens of `new` [B, S, KV*D] at (page, slot)."""
-    tokens = new[real].view(-1, cache.shape[1], cache.shape[3]).to(cache.dtype)
+    tokens = new[real].view(-1, cache.shape[1], cache.shape[3])
+    is_int8 = cache.dtype == torch.int8
+    tokens = int8_rows_torch.encode(tokens) if is_int8 else tokens.to(cache.dtype)
     return cache.transpose(1, 2).index_put((pages, slots), tokens).transpose(1, 2).contiguous()
 
 
@@ -89,6 +93,8 @@ def _read(cache: Tensor, table: Tensor, totals: Tensor, total: int) -> Tensor:
     position = torch.arange(total, device=cache.device)
     position = torch.minimum(position, (totals[:, None] - 1).clamp(min=0))  # [B, T]
     rows = cache.transpose(1, 2)[table.gather(1, position // page), position % page]
+    if cache.dtype == torch.int8:
+        rows = int8_rows_torch.decode(rows)
     return rows.transpose(1, 2)
 
 

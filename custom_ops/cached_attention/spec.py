@@ -5,7 +5,8 @@ from edgewright.custom_ops.spec import AttributeSpec, OpSpec, TensorSpec
 SPEC = OpSpec(
     name="CachedAttention",
     function="cached_attention",
-    types={"C": ("float32", "float16")},
+    # int8: a row, one head of one token, carries its own scale (int8_rows.py).
+    types={"C": ("float32", "float16", "int8")},
     inputs=(
         TensorSpec("query", "float32"),  # [B, S, H*D]
         TensorSpec("key", "float32"),  # [B, S, KV*D]

@@ -14,6 +14,10 @@ struct Int8 {
   int8_t bits;
 };
 
+// Whether `load` gives values that still want to be multiplied with their row's scale.
+template <class C>
+constexpr bool has_row_scale = __is_same(C, Int8);
+
 namespace int8 {
 
 // Code c stands for the scale 2^(c / 8 - 24).

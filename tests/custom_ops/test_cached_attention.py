@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgewright.custom_ops import OPS
 from edgewright.custom_ops.cached_attention import reference as torch_reference
 from edgewright.custom_ops.compiler import Library
+from tests.custom_ops.cache_values import cached, held, unseen
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 EPSILON = float(np.finfo(np.float32).eps)
@@ -61,12 +62,14 @@ class Case:
             ("value", kv_heads, self.dims[1]),
         ):
             arrays[name] = _normal(rng, (batch, self.seq, width * dim))
-            pool = np.full((batch * pages + 2 * bool(self.page), kv_heads, page, dim), np.nan)
+            size = (batch * pages + 2 * bool(self.page), kv_heads, page, dim)
+            pool = np.full(size, unseen(self.dtype), self.dtype)
             for row, start in enumerate(self.start):
                 for position in range(start):
                     block = table[row, position // page]
-                    pool[block, :, position % page] = _normal(rng, (kv_heads, dim))
-            arrays[f"{name}_cache"] = pool.astype(self.dtype)
+                    rows = cached(_normal(rng, (kv_heads, dim)), self.dtype)
+                    pool[block, :, position % page] = rows
+            arrays[f"{name}_cache"] = pool
         arrays["query"] = _normal(rng, (batch, self.seq, heads * self.dims[0]))
         for row, count in enumerate(self.length):
             for name in ("query", "key", "value"):
@@ -100,6 +103,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"window": 25, "softcap": 5.0},
     {"page": 16, "dtype": "float16", "sinks": True},
     {"dtype": "float16", "softcap": 3.0, "window": 64},
+    {"page": 16, "dtype": "int8", "window": 40},
+    {"dtype": "int8", "softcap": 5.0, "sinks": True},
 )
 # Every pair of settings meets: heads and dims turn at different rates against the rest.
 CASES = [
@@ -115,6 +120,8 @@ CASES += [
     Case((3, 1), (64, 64), 3, (1100, 40), (3, 3), page=16, dtype="float16"),
     Case((1, 1), (80, 64), 130, (1300,), (130,), page=16, window=1030, softcap=4.0, sinks=True),
     Case((2, 2), (33, 33), 1, (8191,), (1,), dtype="float16"),
+    Case((3, 1), (64, 64), 3, (1100, 40), (3, 3), page=16, dtype="int8"),
+    Case((4, 4), (8, 9), 1, (1200,), (1,), page=16, dtype="int8"),
     Case((1, 1), (512, 257), 20, (9,), (20,)),
 ]
 
@@ -142,12 +149,12 @@ def expected(case: Case) -> Expected:
         blocks, slots = arrays["table"][row, position // page], position % page
         for name, width in (("key", dim), ("value", v_dim)):
             new = arrays[name][row, :length].reshape(length, kv_heads, width)
-            caches[f"{name}_cache"][blocks[start:], :, slots[start:]] = new
+            caches[f"{name}_cache"][blocks[start:], :, slots[start:]] = cached(new, case.dtype)
         for step, head in itertools.product(range(length), range(heads)):
             last = start + step
             seen = slice(max(0, last - case.window + 1) if case.window else 0, last + 1)
             at = blocks[seen], head // (heads // kv_heads), slots[seen]
-            keys = caches["key_cache"][at].astype(np.float64)
+            keys = held(caches["key_cache"][at])
             query = arrays["query"][row, step].reshape(heads, dim)[head].astype(np.float64)
             scores = keys @ query * scale
             worst = max(worst, float((np.abs(keys) @ np.abs(query)).max() * scale))
@@ -156,7 +163,7 @@ def expected(case: Case) -> Expected:
             sink = float(np.broadcast_to(arrays["sinks"], heads)[head])
             peak = max(float(scores.max()), sink)
             weights = np.exp(scores - peak)
-            values = caches["value_cache"][at].astype(np.float64)
+            values = held(caches["value_cache"][at])
             output[row, step, head] = weights @ values / (weights.sum() + np.exp(sink - peak))
     # A score is off by at most about epsilon times the sum of its terms' sizes; a weight by as
     # much relatively; values are about 4 at most.
@@ -170,9 +177,9 @@ def check(case: Case, results: Sequence[NDArray[Any]]) -> None:
     np.testing.assert_allclose(results[0], want.output, rtol=0, atol=want.tolerance)
     for row, length in enumerate(case.length):
         assert not results[0][row, length:].any(), "a padded query must give zeros"
-    for name, cached in (("key_cache_out", results[1]), ("value_cache_out", results[2])):
+    for name, stored in (("key_cache_out", results[1]), ("value_cache_out", results[2])):
         # Bit for bit, what was not written included.
-        assert cached.tobytes() == getattr(want, name).tobytes(), name
+        assert stored.tobytes() == getattr(want, name).tobytes(), name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

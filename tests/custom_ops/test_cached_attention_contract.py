@@ -171,6 +171,15 @@ def test_kernel_refuses(name: str, single_op: Op, library: Library) -> None:
         op.run(library, threads=2)
 
 
+def test_kernel_refuses_rows_too_short_for_a_scale(single_op: Op, library: Library) -> None:
+    arrays = _arrays()
+    arrays["value"] = arrays["value"][..., : KV_HEADS * 7]
+    arrays["key_cache"] = np.zeros((5, KV_HEADS, 4, DIM), np.int8)
+    arrays["value_cache"] = np.zeros((5, KV_HEADS, 4, 7), np.int8)
+    with pytest.raises(Exception, match="rows of 24 and 7 values; at least 8 are required"):
+        single_op("CachedAttention", arrays, ATTRIBUTES).run(library)
+
+
 @pytest.mark.parametrize(
     ("attribute", "value"), [("num_heads", 0), ("window", -1), ("softcap", -1.0), ("num_heads", 5)]
 )

@@ -17,6 +17,7 @@ from edgewright.artifacts.states import Update
 from edgewright.custom_ops import OPS
 from edgewright.custom_ops.cached_attention import reference as torch_reference
 from edgewright.custom_ops.cached_attention.lower import StaticAttention, lower
+from tests.custom_ops.cache_values import cached
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 Arrays = dict[str, NDArray[Any]]
@@ -39,6 +40,7 @@ CASES = {
     "soft cap": Case(replace(PLAIN, softcap=2.0), (0, 11), (8, 6)),
     "sinks": Case(replace(PLAIN, has_sinks=True, window=7), (0, 11), (8, 6)),
     "decode": Case(replace(PLAIN, seq=1, has_sinks=True), (23, 0), (1, 1)),
+    "int8": Case(replace(PLAIN, has_sinks=True, int8_cache=True), (4, 11), (8, 6), "int8"),
     "half": Case(replace(PLAIN, has_sinks=True), (4, 11), (8, 6), "float16"),
 }
 
@@ -50,8 +52,8 @@ def _arrays(case: Case) -> Arrays:
         "query": rng.standard_normal((*new, node.num_heads * node.dim), np.float32),
         "key": rng.standard_normal((*new, node.kv_heads * node.dim), np.float32),
         "value": rng.standard_normal((*new, node.kv_heads * node.v_dim), np.float32),
-        "key_cache": rng.standard_normal((*cache, node.dim), np.float32).astype(case.dtype),
-        "value_cache": rng.standard_normal((*cache, node.v_dim), np.float32).astype(case.dtype),
+        "key_cache": cached(rng.standard_normal((*cache, node.dim), np.float32), case.dtype),
+        "value_cache": cached(rng.standard_normal((*cache, node.v_dim), np.float32), case.dtype),
         "table": np.arange(node.batch)[:, None],
         "start": np.array(case.start),
         "length": np.array(case.length),
