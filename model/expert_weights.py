@@ -6,14 +6,29 @@ from collections.abc import Mapping
 
 from edgewright.model.config import MoeSpec
 from edgewright.model.lazy import LazyTensor, reshape, stack, strided_rows, widen
-from edgewright.model.weights import TensorSource, Weights, take_linear
+from edgewright.model.weights import TensorSource, Weights, take_linear, take_mlp
+
+USUAL_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def take_experts(
-    source: TensorSource, ours: str, theirs: str, spec: MoeSpec, parts: Mapping[str, str]
+    source: TensorSource,
+    ours: str,
+    theirs: str,
+    spec: MoeSpec,
+    parts: Mapping[str, str] = USUAL_PARTS,
+    shared: str = "shared_experts",
 ) -> Weights:
-    """`parts`: our gate, up and down → what the tensors of one expert are called."""
+    """`parts`: our gate, up and down → what the tensors of one expert are called. `shared`: the
+    expert that every token passes."""
     weights = take_linear(source, f"{ours}.router", f"{theirs}.gate", spec.router_bias)
+    if spec.correction:
+        correction = source.take(f"{theirs}.gate.e_score_correction_bias")
+        weights[f"{ours}.correction"] = widen(correction)
+    if spec.shared is not None:
+        weights |= take_mlp(source, f"{ours}.shared", f"{theirs}.{shared}", spec.shared)
+    if spec.shared_gate:
+        weights |= take_linear(source, f"{ours}.shared_gate", f"{theirs}.{shared}_gate", False)
     fused = f"{theirs}.experts.gate_up_proj"
     if fused in source:
         # As transformers holds them in memory: [experts, gate then up, hidden].

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from edgewright.model.config import Activation, FeedForwardSpec, MlpSpec, MoeSpec
+from edgewright.model.activation import ACTIVATIONS
+from edgewright.model.config import FeedForwardSpec, MlpSpec, MoeSpec
 from edgewright.model.linear import Linear
 from edgewright.model.ops import routed_experts
-
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu": torch.relu,
-    "relu_squared": lambda x: torch.relu(x).square(),
-}
 
 
 class Mlp(nn.Module):
     def __init__(self, hidden_size: int, spec: MlpSpec) -> None:
         super().__init__()
-        self.activate = _ACTIVATIONS[spec.activation]
+        self.activate = ACTIVATIONS[spec.activation]
         self.gate = Linear(hidden_size, spec.intermediate, spec.bias) if spec.gated else None
         self.up = Linear(hidden_size, spec.intermediate, spec.bias)
         self.down = Linear(spec.intermediate, hidden_size, spec.bias)
@@ -99,7 +89,7 @@ class MixtureOfExperts(nn.Module):
         return weights * spec.weight_scale, chosen
 
     def _in_best_groups(self, worth: Tensor) -> Tensor:
-        """The worth of experts outside the chosen groups becomes zero, as published code has it."""
+        """The worth of experts outside the chosen groups becomes less than any other."""
         spec = self.spec
         grouped = worth.reshape(*worth.shape[:-1], spec.groups, -1)
         best = 1 if spec.group_score == "best" else 2
@@ -108,7 +98,7 @@ class MixtureOfExperts(nn.Module):
         # A comparison instead of a scatter: [..., groups, 1] against [..., 1, chosen].
         numbers = torch.arange(spec.groups, device=worth.device)
         is_chosen = (numbers[:, None] == chosen.unsqueeze(-2)).any(-1, keepdim=True)
-        return torch.where(is_chosen, grouped, 0.0).flatten(-2)
+        return torch.where(is_chosen, grouped, float("-inf")).flatten(-2)
 
 
 def build_feed_forward(hidden_size: int, spec: FeedForwardSpec) -> nn.Module:

@@ -84,6 +84,11 @@ class TensorSource:
     def ignore(self, *names: str) -> None:
         self._taken.update(self._stored(name) for name in names)
 
+    def ignore_under(self, prefix: str) -> None:
+        """Every tensor of a part that this model does without."""
+        stored = self._stored(prefix)
+        self._taken.update(name for name in self._tensors if name.startswith(stored))
+
     def finish(self, inert: Sequence[str] = ()) -> None:
         patterns = [re.compile(pattern) for pattern in (*_INERT, *inert)]
         extra = sorted(
@@ -239,6 +244,14 @@ def take_layer_norms(
         for name, published in named.items()
         if not (absent and name.startswith(absent))
     }
+
+
+def ignore_layers_ahead(source: TensorSource, config: ModelConfig) -> None:
+    """Layers stored after the last, each of which guesses one token more from the one before."""
+    index = len(config.layers)
+    while f"{source.names.body}layers.{index}.eh_proj.weight" in source:
+        source.ignore_under(f"{source.names.body}layers.{index}.")
+        index += 1
 
 
 # Each is given the source, our prefix, the published prefix and the spec. A mixer's and experts'

@@ -51,6 +51,36 @@ _FIVE: dict[str, Json] = {
     "tie_word_embeddings": True,
 }
 _THREE: dict[str, Json] = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
+# Latent attention: every size its own, and rank and rotation in no multiple of a vector.
+_LATENT: dict[str, Json] = {
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 26,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "head_dim": 6,
+    "v_head_dim": 14,
+}
+_LATENT_LITE: dict[str, Json] = {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 36,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 9,
+    "attention_bias": True,
+}
+_GROUPS: dict[str, Json] = {
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 28,
+    "n_group": 4,
+    "topk_group": 2,
+}
 _MOE: dict[str, Json] = {"num_hidden_layers": 2, "intermediate_size": 36}
 
 
@@ -75,9 +105,17 @@ def _types(pattern: str) -> Json:
     return [{"s": "sliding_attention", "f": "full_attention"}[letter] for letter in pattern]
 
 
-_LONG: Json = [1.0 + 0.5 * i for i in range(7)]
+_LONG: list[Json] = [1.0 + 0.5 * i for i in range(7)]
 _LONG_PARTIAL: Json = [1.0 + 0.7 * i for i in range(6)]
-_SHORT: Json = [1.0 + 0.05 * i for i in range(7)]
+_SHORT: list[Json] = [1.0 + 0.05 * i for i in range(7)]
+
+_FORTY: Json = _rope(
+    "yarn",
+    factor=40.0,
+    original_max_position_embeddings=32,
+    mscale=0.707,
+    mscale_all_dim=1.1,
+)
 
 ENTRIES: dict[str, Entry] = {
     "llama": Entry("llama"),
@@ -374,6 +412,100 @@ ENTRIES: dict[str, Entry] = {
             "rope_parameters": _rope("yarn", 1e4, factor=4.0, original_max_position_embeddings=64),
         },
     ),
+    "deepseek-v2": Entry(
+        "deepseek_v2",
+        {
+            **_LATENT,
+            **_GROUPS,
+            "first_k_dense_replace": 1,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": _FORTY,
+        },
+    ),
+    "deepseek-v2-lite": Entry(
+        "deepseek_v2",
+        {
+            **_LATENT_LITE,
+            "num_hidden_layers": 2,
+            "n_routed_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 20,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "deepseek-v3": Entry(
+        "deepseek_v3",
+        {**_LATENT, **_GROUPS, "first_k_dense_replace": 1, "rope_parameters": _FORTY},
+    ),
+    "deepseek-v3-halves": Entry(
+        "deepseek_v3",
+        {
+            **_LATENT_LITE,
+            **_GROUPS,
+            "num_hidden_layers": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 0,
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+        },
+    ),
+    "deepseek-v3-dense": Entry(
+        "deepseek_v3",
+        {
+            **_LATENT,
+            "num_hidden_layers": 2,
+            "hidden_act": "gelu",
+            "rope_parameters": _rope("linear", factor=3.0),
+        },
+    ),
+    "minicpm3": Entry(
+        "minicpm3",
+        {
+            **_LATENT,
+            "scale_emb": 4,
+            "dim_model_base": 40,
+            "tie_word_embeddings": True,
+            "rope_parameters": _rope(
+                "longrope",
+                short_factor=_SHORT[:3],
+                long_factor=_LONG[:3],
+                original_max_position_embeddings=64,
+            ),
+        },
+        original_length=64,
+    ),
+    "minicpm3-unscaled": Entry(
+        "minicpm3",
+        {
+            **_LATENT_LITE,
+            "v_head_dim": None,
+            "scale_emb": 1,
+            "scale_depth": None,
+            "dim_model_base": None,
+            "mlp_bias": True,
+        },
+    ),
+    "youtu": Entry("youtu", {**_LATENT, "tie_word_embeddings": True, "rope_parameters": _FORTY}),
+    "youtu-halves": Entry("youtu", {**_LATENT_LITE, "rope_interleave": False}),
+    "glm4-moe-lite": Entry(
+        "glm4_moe_lite",
+        {**_LATENT, **_GROUPS, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    ),
+    "glm4-moe-lite-grouped": Entry(
+        "glm4_moe_lite",
+        {
+            **_LATENT_LITE,
+            **_GROUPS,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+            "rope_parameters": _FORTY,
+        },
+    ),
 }
 
 
@@ -404,6 +536,11 @@ def save_random_model(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
             parameter.copy_(_random_weight(name, parameter, config.model_type, generator))
+        # Some learned values are not parameters to transformers.
+        stored = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name in stored:
+                buffer.copy_(_random_weight(name, buffer, config.model_type, generator))
         model.to(getattr(torch, dtype)).save_pretrained(path)
 
 

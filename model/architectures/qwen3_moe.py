@@ -14,7 +14,6 @@ from edgewright.model.weights import TensorSource, Weights, decoder_weights
 from edgewright.model.windows import read_switched_window
 
 INERT_TENSORS: tuple[str, ...] = ()
-_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
@@ -58,4 +57,4 @@ def weights(source: TensorSource, config: ModelConfig) -> Weights:
 
 
 def _take_experts(source: TensorSource, ours: str, layer: str, spec: MoeSpec) -> Weights:
-    return take_experts(source, ours, f"{layer}.mlp", spec, _PARTS)
+    return take_experts(source, ours, f"{layer}.mlp", spec)
