@@ -8,7 +8,7 @@ namespace EDGE_ISA {
 
 // A task takes at least about this much work, a unit being a handful of instructions on one value:
 // enough to be worth waking a thread for.
-constexpr int64_t kTaskWork = 1 << 14;
+constexpr int64_t kTaskWork = 1 << 13;
 // Channels are cut into multiples of a cache line, and into several of them where there is enough
 // work, since memory is fetched by more than one line.
 constexpr int64_t kLineChannels = 16, kTaskChannels = 64;

@@ -50,8 +50,8 @@ static inline F32 rate_of(F32 a) { return plain_nan(a * splat(0x1.715476p0f)); }
 // kCount states from `n` on of `lanes` channels from `d` on, over steps `from` to `to`. The sums
 // over the states collect in y.
 template <int64_t kCount, bool kWhole>
-EDGE_OUT_OF_LINE static void advance_states(const Row& row, int64_t d, size_t lanes, int64_t n, int64_t from,
-                                            int64_t to) {
+EDGE_OUT_OF_LINE static void advance_states(const Row& row, int64_t d, size_t lanes, int64_t n,
+                                            int64_t from, int64_t to) {
   const auto get = [&](const float* p) { return kWhole ? load(p) : load_part(p, lanes); };
   const auto put = [&](float* p, F32 v) { kWhole ? store(p, v) : store_part(p, v, lanes); };
   const float* old = from == 0 ? row.state : row.state_out;
@@ -99,11 +99,15 @@ static void many_steps(const Row& row, int64_t first, int64_t last, int64_t coun
   }
 }
 
+// State `n` of `lanes` channels, in one step. The next state is fetched, which lies in a row of its
+// own: processors foresee only what follows in the same page.
 template <bool kWhole>
 static inline void step_channels(const Row& row, int64_t d, size_t lanes, int64_t n) {
   const auto get = [&](const float* p) { return kWhole ? load(p) : load_part(p, lanes); };
   const auto put = [&](float* p, F32 v) { kWhole ? store(p, v) : store_part(p, v, lanes); };
   const int64_t at = n * row.channels + d;
+  prefetch(row.a + at + row.channels);
+  prefetch(row.state + at + row.channels);
   const F32 decay = power_of_two(plain_nan(get(row.dt + d)) * rate_of(get(row.a + at)));
   const F32 h = multiply_add(decay, get(row.state + at), get(row.x + d) * splat(row.b[n]));
   put(row.state_out + at, h);
