@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgewright.custom_ops import OPS
+from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.latent_attention import reference as torch_reference
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
@@ -184,3 +185,9 @@ def test_reference(case: Case) -> None:
 def test_body(case: Case, single_op: Op) -> None:
     op = single_op("LatentAttention", case.arrays(), case.attributes, stored=("up",))
     check(case, op.run(None, threads=2))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernel(case: Case, isa: str, single_op: Op, library: Library) -> None:
+    op = single_op("LatentAttention", case.arrays(), case.attributes, stored=("up",))
+    check(case, op.run(library, isa, threads=2))

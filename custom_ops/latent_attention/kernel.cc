@@ -1,0 +1,371 @@
+// LatentAttention: writes the new latents into the cache, in place where input and output are the
+// same memory, then attends, each row of the batch in the cheaper form. Absorbed, queries go through
+// `up` first, all heads attend to the latents themselves, and the result goes through `up`; expanded,
+// each head's keys and values are made of the latents, a block at a time.
+#include "latent_attention/absorb.h"
+#include "latent_attention/cache_rows.h"
+#include "latent_attention/inputs.h"
+#include "latent_attention/plan.h"
+#include "native/gemm.h"
+#include "native/in_place.h"
+
+namespace edge {
+namespace EDGE_ISA {
+namespace latent {
+
+constexpr double kInlineCost = 1 << 17;  // multiplications; below that, waking threads costs more
+constexpr int64_t kAppendSteps = 64;
+constexpr int64_t kTokenGroup = 32;      // that share each pass over a head's part of `up`
+constexpr int64_t kChunkKeys = 2 * kBlockKeys;  // expanded at a time
+
+template <class W, class C>
+class Call {
+ public:
+  Call(const Context& context, const Attributes& attributes, const Inputs& in, float* output,
+       C* cache)
+      : context_(context), attributes_(attributes), in_(in), up_(in.up.as<W>()), output_(output),
+        cache_(cache) {}
+
+  Status* run() {
+    if (in_.batch == 0 || in_.seq == 0) return nullptr;
+    EDGE_TRY(append_all());
+    Scratch rows(size_t(in_.batch) * sizeof(RowPlan));
+    if (rows.failed()) return Scratch::error();
+    plan_.rows = rows.as<RowPlan>();
+    plan_.make(in_, attributes_.window);
+    // Absorbed queries, which the attended latents take the place of; and the token of each.
+    const int64_t floats = product(product(plan_.tokens, in_.heads), in_.width());
+    if (floats < 0 || floats >= int64_t(1) << 60) return Scratch::error();
+    Scratch tokens(size_t(floats) * sizeof(float) + size_t(plan_.tokens) * sizeof(int64_t));
+    // A unit's partial results after the other's; every unit has room for the largest.
+    const int64_t room = plan_.units * plan_.partial_rows;
+    Scratch partial(size_t(room * (in_.rank_dim + 2)) * sizeof(float));
+    if (tokens.failed() || partial.failed()) return Scratch::error();
+    absorbed_ = tokens.as<float>();
+    origin_ = reinterpret_cast<int64_t*>(absorbed_ + floats);
+    partial_ = partial.as<float>();
+    stats_ = partial_ + room * in_.rank_dim;
+    for (int64_t b = 0; b < in_.batch; b++) {
+      const RowPlan& row = plan_.rows[b];
+      for (int64_t s = 0; row.is_absorbed && s < in_.row_length(b); s++) {
+        origin_[row.first_token + s] = b * in_.seq + s;
+      }
+    }
+    EDGE_TRY(absorb_all());
+    EDGE_TRY(spread(plan_.tasks, plan_.cost, [this](int64_t i) { return attend(i); }));
+    return finish_all();
+  }
+
+ private:
+  template <class Task>
+  Status* spread(int64_t total, double cost, const Task& task) const {
+    if (cost > kInlineCost) {
+      return context_.parallel(size_t(total), [&](size_t i) { return task(int64_t(i)); });
+    }
+    for (int64_t i = 0; i < total; i++) EDGE_TRY(task(i));
+    return nullptr;
+  }
+
+  Strip<C> strip(int64_t b) const {
+    return {cache_, in_.page * in_.width(), in_.row_table(b), in_.page, in_.width()};
+  }
+
+  // The new tokens go into the cache; padded steps become zeros.
+  Status* append_all() const {
+    const int64_t parts = (in_.seq + kAppendSteps - 1) / kAppendSteps;
+    const double cost = double(in_.batch) * double(in_.seq) * double(in_.width());
+    return spread(in_.batch * parts, cost, [&](int64_t i) -> Status* {
+      const int64_t b = i / parts, from = i % parts * kAppendSteps;
+      append(b, from, smaller(from + kAppendSteps, in_.seq));
+      return nullptr;
+    });
+  }
+
+  void append(int64_t b, int64_t from, int64_t to) const {
+    const Strip<C> tokens = strip(b);
+    for (int64_t s = from; s < to; s++) {
+      const int64_t at = b * in_.seq + s;
+      if (s < in_.row_length(b)) {
+        const C* found;
+        tokens.find(in_.row_start(b) + s, 1, 1, &found);
+        C* token = const_cast<C*>(found);
+        narrow(in_.latent.as<float>() + at * in_.rank_dim, in_.rank_dim, token);
+        narrow(in_.key_rope.as<float>() + at * in_.rope_dim, in_.rope_dim, token + in_.rank_dim);
+      } else {
+        const int64_t width = in_.heads * in_.value_dim;
+        for (int64_t i = 0; i < width; i++) output_[at * width + i] = 0.0f;
+      }
+    }
+  }
+
+  float* absorbed(int64_t token, int64_t head) const {
+    return absorbed_ + (token * in_.heads + head) * in_.width();
+  }
+
+  Status* absorb_all() const {
+    const int64_t groups = (plan_.tokens + kTokenGroup - 1) / kTokenGroup;
+    const double cost = double(plan_.tokens) * double(in_.heads) * double(in_.nope_dim) *
+                        double(in_.rank_dim);
+    // Groups of one head follow one another: they find its weights in the cache.
+    return spread(in_.heads * groups, cost, [&](int64_t i) {
+      const int64_t from = i % groups * kTokenGroup;
+      return absorb_group(i / groups, from, smaller(kTokenGroup, plan_.tokens - from));
+    });
+  }
+
+  Status* absorb_group(int64_t head, int64_t from, int64_t count) const {
+    Scratch scratch(size_t(count * in_.nope_dim) * sizeof(float));
+    if (scratch.failed()) return Scratch::error();
+    float* queries = scratch.as<float>();
+    for (int64_t i = 0; i < count; i++) {
+      const float* query = in_.query_at(0, origin_[from + i], head);
+      float* rotated = absorbed(from + i, head) + in_.rank_dim;
+      for (int64_t d = 0; d < in_.nope_dim; d++) queries[i * in_.nope_dim + d] = query[d];
+      for (int64_t d = 0; d < in_.rope_dim; d++) rotated[d] = query[in_.nope_dim + d];
+    }
+    absorb(queries, size_t(in_.nope_dim), size_t(count), up_rows(head), size_t(in_.nope_dim),
+           size_t(in_.rank_dim), absorbed(from, head), size_t(in_.heads * in_.width()));
+    return nullptr;
+  }
+
+  const W* up_rows(int64_t head) const { return up_ + head * in_.up_rows() * in_.rank_dim; }
+
+  Status* attend(int64_t task) const {
+    const int64_t b = plan_.row_of(task);
+    const RowPlan& row = plan_.rows[b];
+    const int64_t split = (task - row.first_task) % row.splits;
+    const int64_t unit = (task - row.first_task) / row.splits;
+    const int64_t heads = row.is_absorbed ? 1 : in_.heads;
+    // The last steps see most keys: they go first, so that no thread is left with a long one.
+    const int64_t block = row.blocks - 1 - unit / heads;
+    Rows rows = {};
+    rows.first = block * row.block_rows;
+    rows.count = smaller(row.rows - rows.first, row.block_rows);
+    rows.group = row.is_absorbed ? in_.heads : 1;
+    rows.start = in_.row_start(b);
+    rows.window = attributes_.window;
+    rows.scale = attributes_.scale;
+    if (!row.is_absorbed) return attend_expanded(b, unit % heads, rows);
+    return attend_absorbed(b, rows, block, split);
+  }
+
+  Status* attend_absorbed(int64_t b, Rows rows, int64_t block, int64_t split) const {
+    const RowPlan& row = plan_.rows[b];
+    float* queries = absorbed_ + (row.first_token * in_.heads + rows.first) * in_.width();
+    rows.query = queries;
+    rows.query_stride = rows.dim = in_.width();
+    rows.v_dim = in_.rank_dim;
+    const int64_t own = Rows::floats(rows.count, rows.v_dim);
+    const int64_t converted = kConverts<C> ? kBlockKeys * in_.width() : 0;
+    Scratch scratch(size_t(own + kTileScores + converted) * sizeof(float));
+    if (scratch.failed()) return Scratch::error();
+    float* scores = scratch.as<float>() + own;
+    rows.use(scratch.as<float>());
+
+    int64_t low = rows.oldest(0), high = rows.position(rows.count - 1) + 1;
+    const int64_t share = round_up((high - low + row.splits - 1) / row.splits, kBlockKeys);
+    low = smaller(low + split * share, high);
+    high = smaller(low + share, high);
+    const Strip<C> tokens = strip(b);
+    for (int64_t from = low; from < high; from += kBlockKeys) {
+      const C* found[kBlockKeys];
+      const float* keys[kBlockKeys];
+      const int64_t count = smaller(kBlockKeys, high - from);
+      tokens.find(from, count, kBlockKeys, found);
+      as_float32(found, count, in_.rank_dim, in_.rope_dim, scores + kTileScores, keys);
+      attend_block(rows, {from, count, keys, keys}, scores);
+    }
+    if (row.splits == 1) {
+      give(rows, queries, in_.width());
+    } else {
+      keep(rows, (row.first_unit + row.blocks - 1 - block) * plan_.partial_rows +
+                     split * rows.count);
+    }
+    return nullptr;
+  }
+
+  // Finished rows.
+  static void give(const Rows& rows, float* to, int64_t stride) {
+    for (int64_t r = 0; r < rows.count; r++) {
+      const float factor = 1.0f / rows.mass[r];
+      const float* from = rows.output + r * rows.v_dim;
+      for (int64_t d = 0; d < rows.v_dim; d++) to[r * stride + d] = from[d] * factor;
+    }
+  }
+
+  // Rows of one split.
+  void keep(const Rows& rows, int64_t at) const {
+    float* to = partial_ + at * rows.v_dim;
+    for (int64_t i = 0; i < rows.count * rows.v_dim; i++) to[i] = rows.output[i];
+    for (int64_t r = 0; r < rows.count; r++) {
+      stats_[2 * (at + r)] = rows.peak[r];
+      stats_[2 * (at + r) + 1] = rows.mass[r];
+    }
+  }
+
+  // One head's keys and values, made of the latents a chunk at a time for all rows of the task.
+  Status* attend_expanded(int64_t b, int64_t head, Rows rows) const {
+    rows.query = in_.query_at(b, rows.first, head);
+    rows.query_stride = in_.heads * in_.query_width();
+    rows.dim = in_.query_width();
+    rows.v_dim = in_.value_dim;
+    const int64_t own = Rows::floats(rows.count, rows.v_dim);
+    const int64_t width = round_up(rows.dim + rows.v_dim, 16);
+    const int64_t floats = own + kTileScores + kChunkKeys * (round_up(in_.rank_dim, 16) + width);
+    Scratch scratch(size_t(floats) * sizeof(float) + kGemmScratchBytes);
+    if (scratch.failed()) return Scratch::error();
+    float* scores = scratch.as<float>() + own;
+    rows.use(scratch.as<float>());
+    float* expanded = scores + kTileScores;
+
+    const int64_t low = rows.oldest(0), high = rows.position(rows.count - 1) + 1;
+    for (int64_t from = low; from < high; from += kChunkKeys) {
+      const int64_t chunk = smaller(kChunkKeys, high - from);
+      expand(b, head, from, chunk, expanded, width);
+      for (int64_t at = 0; at < chunk; at += kBlockKeys) {
+        const float* keys[kBlockKeys];
+        const float* values[kBlockKeys];
+        const int64_t count = smaller(kBlockKeys, chunk - at);
+        for (int64_t j = 0; j < kBlockKeys; j++) {
+          keys[j] = expanded + (at + smaller(j, count - 1)) * width;
+          values[j] = keys[j] + rows.dim;
+        }
+        attend_block(rows, {from + at, count, keys, values}, scores);
+      }
+    }
+    const int64_t at = ((b * in_.seq + rows.first) * in_.heads + head) * in_.value_dim;
+    give(rows, output_ + at, in_.heads * in_.value_dim);
+    return nullptr;
+  }
+
+  // Rows of [nope | rope | value] at `to`; what follows them is for intermediate results.
+  EDGE_OUT_OF_LINE void expand(int64_t b, int64_t head, int64_t from, int64_t count, float* to,
+                               int64_t width) const {
+    float* latents = to + kChunkKeys * width;
+    float* gemm = latents + kChunkKeys * round_up(in_.rank_dim, 16);
+    const C* found[kChunkKeys];
+    strip(b).find(from, count, count, found);
+    widen_rows(found, count, in_.rank_dim, latents, in_.rank_dim);
+    for (int64_t j = 0; j < count; j++) found[j] += in_.rank_dim;
+    widen_rows(found, count, in_.rope_dim, to + in_.nope_dim, width);
+    const W* up = up_rows(head);
+    multiply(latents, count, up, in_.nope_dim, to, width, gemm);
+    multiply(latents, count, up + in_.nope_dim * in_.rank_dim, in_.value_dim,
+             to + in_.query_width(), width, gemm);
+  }
+
+  void multiply(const float* latents, int64_t count, const W* weight, int64_t columns, float* to,
+                int64_t width, float* scratch) const {
+    const int64_t most = int64_t(kBlockColumns);
+    for (int64_t n = 0; n < columns; n += most) {
+      gemm_block(latents, size_t(count), size_t(in_.rank_dim), weight + n * in_.rank_dim,
+                 size_t(smaller(most, columns - n)), size_t(in_.rank_dim), to + n, size_t(width),
+                 scratch);
+    }
+  }
+
+  Status* finish_all() const {
+    const double cost = double(plan_.tokens) * double(in_.heads) * double(in_.value_dim) *
+                        double(in_.rank_dim);
+    return spread(plan_.tokens ? in_.heads : 0, cost, [this](int64_t head) {
+      for (int64_t b = 0; b < in_.batch; b++) {
+        const RowPlan& row = plan_.rows[b];
+        for (int64_t s = 0; row.splits > 1 && s < in_.row_length(b); s++) merge(row, s, head);
+      }
+      return project(head);
+    });
+  }
+
+  // Weighs the splits' results against their common peak.
+  void merge(const RowPlan& row, int64_t step, int64_t head) const {
+    const int64_t at = step * in_.heads + head, block = at / row.block_rows;
+    const int64_t rows = smaller(row.rows - block * row.block_rows, row.block_rows);
+    const int64_t unit = row.first_unit + row.blocks - 1 - block;
+    const int64_t first = unit * plan_.partial_rows + at % row.block_rows;
+    float top = kLowest, total = 0;
+    for (int64_t k = 0; k < row.splits; k++) {
+      const float peak = stats_[2 * (first + k * rows)];
+      top = peak > top ? peak : top;
+    }
+    float* to = absorbed(row.first_token + step, head);
+    for (int64_t d = 0; d < in_.rank_dim; d++) to[d] = 0;
+    for (int64_t k = 0; k < row.splits; k++) {
+      const int64_t i = first + k * rows;
+      const float factor = exp_of_negative(splat(stats_[2 * i] - top))[0];
+      const float* from = partial_ + i * in_.rank_dim;
+      total += stats_[2 * i + 1] * factor;
+      for (int64_t d = 0; d < in_.rank_dim; d++) to[d] += factor * from[d];
+    }
+    for (int64_t d = 0; d < in_.rank_dim; d++) to[d] *= 1.0f / total;
+  }
+
+  // A head's attended latents through its value rows of `up`, as many tokens at a time as lie
+  // evenly in the output.
+  Status* project(int64_t head) const {
+    MatMul<W> product = {};
+    product.x_stride = size_t(in_.heads * in_.width());
+    product.weight = up_rows(head) + in_.nope_dim * in_.rank_dim;
+    product.y_stride = size_t(in_.heads * in_.value_dim);
+    product.n_size = size_t(in_.value_dim);
+    product.k_size = size_t(in_.rank_dim);
+    for (int64_t from = 0, to; from < plan_.tokens; from = to) {
+      for (to = from + 1; to < plan_.tokens && origin_[to] == origin_[to - 1] + 1;) to++;
+      product.x = absorbed(from, head);
+      product.y = output_ + (origin_[from] * in_.heads + head) * in_.value_dim;
+      product.m_size = size_t(to - from);
+      for (size_t task = 0; task < product.tasks(); task++) EDGE_TRY(product.run(task));
+    }
+    return nullptr;
+  }
+
+  const Context& context_;
+  const Attributes& attributes_;
+  const Inputs& in_;
+  const W* up_;
+  float* output_;
+  C* cache_;
+  Plan plan_ = {};
+  float* absorbed_ = nullptr;  // [tokens][heads][width]
+  int64_t* origin_ = nullptr;  // [tokens], row * seq + step
+  float* partial_ = nullptr;
+  float* stats_ = nullptr;
+};
+
+class LatentAttention {
+ public:
+  Status* create(const Info& info) { return attributes_.read(info); }
+
+  Status* compute(const Context& context) const {
+    Inputs in;
+    EDGE_TRY(in.read(context, attributes_));
+    Tensor output = in.query, cache = in.cache;
+    output.dims[2] = in.heads * in.value_dim;
+    EDGE_TRY(context.output(0, &output));
+    EDGE_TRY(context.output(1, &cache));
+    return with_weight_type("LatentAttention", in.up.type, [&](auto weight) {
+      using W = decltype(weight);
+      switch (in.cache.type) {
+        case ElementType::kFloat32: return run<W, float>(context, in, output, cache);
+        case ElementType::kFloat16: return run<W, Half>(context, in, output, cache);
+        default: return run<W, Int8>(context, in, output, cache);
+      }
+    });
+  }
+
+ private:
+  template <class W, class C>
+  Status* run(const Context& context, const Inputs& in, const Tensor& output,
+              const Tensor& cache) const {
+    EDGE_TRY(carry_over(context, in.cache, cache, sizeof(C)));
+    return Call<W, C>(context, attributes_, in, output.as<float>(), cache.as<C>()).run();
+  }
+
+  Attributes attributes_;
+};
+
+}  // namespace latent
+
+EDGE_KERNEL(latent_attention, latent::LatentAttention)
+
+}  // namespace EDGE_ISA
+}  // namespace edge
