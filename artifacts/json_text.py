@@ -14,13 +14,20 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 _DIGITS_LIMIT = 40
 
 
-def parse_json(data: bytes, source: str, error: type[EdgewrightError], remedy: str = "") -> Json:
-    """`source` names the file, and `remedy` ends the line where the file may be cut short."""
+def parse_json(
+    data: bytes,
+    source: str,
+    error: type[EdgewrightError],
+    remedy: str = "",
+    infinity: bool = False,
+) -> Json:
+    """`source` names the file, and `remedy` ends the line where the file may be cut short. With
+    `infinity` the word Infinity, which some writers use for "no limit", is a number too."""
     try:
         parsed: Json = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_without_repeats,
-            parse_constant=_refuse_constant,
+            parse_constant=_infinity_alone if infinity else _refuse_constant,
             parse_float=_finite_number,
             parse_int=_whole_number,
         )
@@ -57,6 +64,10 @@ def _without_repeats(pairs: list[tuple[str, Json]]) -> Json:
 
 def _refuse_constant(name: str) -> Json:
     raise _Refused(f"{name} is not JSON")
+
+
+def _infinity_alone(name: str) -> Json:
+    return math.inf if name == "Infinity" else _refuse_constant(name)
 
 
 def _finite_number(digits: str) -> float:

@@ -105,7 +105,8 @@ def _open(root: Path) -> Checkpoint:
     _check_is_checkpoint(root)
     config_path = root / "config.json"
     config_bytes = read_small_file(config_path, CONFIG_LIMIT_BYTES)
-    config = parse_object(config_bytes, str(config_path))
+    # The steps of a state-space model are published as limited to Infinity.
+    config = parse_object(config_bytes, str(config_path), infinity=True)
     scheme = read_scheme(config, str(config_path))
     shards = _open_shards(root)
     stored = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from edgewright.artifacts.errors import ConfigError
@@ -134,6 +135,22 @@ class ConfigReader:
         if not isinstance(value, list) or not all(_is_number(v) for v in value):
             raise self.wrong(key, value, "a list of numbers")
         return tuple(float(v) for v in value if isinstance(v, int | float))
+
+    def limits(self, key: str) -> tuple[float, float]:
+        """The least and the most, which may be infinite, as the word or as transformers saves it;
+        without the key there are none above 0."""
+        value = self.raw(key, [0.0, math.inf])
+        pair = value if isinstance(value, list) and len(value) == 2 else [None, None]
+        least, most = pair[0], math.inf if pair[1] == {"__float__": "Infinity"} else pair[1]
+        if (
+            not isinstance(least, int | float)
+            or not isinstance(most, int | float)
+            or not _is_number(least)
+            or not (_is_number(most) or most == math.inf)
+            or not 0 <= least <= most
+        ):
+            raise self.wrong(key, value, "two numbers, the least and the most")
+        return float(least), float(most)
 
     def activation(self, key: str, default: str) -> Activation:
         value = self.string(key, default)

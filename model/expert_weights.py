@@ -18,10 +18,11 @@ def take_experts(
     spec: MoeSpec,
     parts: Mapping[str, str] = USUAL_PARTS,
     shared: str = "shared_experts",
+    router: str = "gate",
 ) -> Weights:
     """`parts`: our gate, up and down → what the tensors of one expert are called. `shared`: the
     expert that every token passes."""
-    weights = take_linear(source, f"{ours}.router", f"{theirs}.gate", spec.router_bias)
+    weights = take_linear(source, f"{ours}.router", f"{theirs}.{router}", spec.router_bias)
     if spec.correction:
         correction = source.take(f"{theirs}.gate.e_score_correction_bias")
         weights[f"{ours}.correction"] = widen(correction)
@@ -31,15 +32,7 @@ def take_experts(
         weights |= take_linear(source, f"{ours}.shared_gate", f"{theirs}.{shared}_gate", False)
     fused = f"{theirs}.experts.gate_up_proj"
     if fused in source:
-        # As transformers holds them in memory: [experts, gate then up, hidden].
-        gate_up = source.take(fused)
-        experts, both, hidden = gate_up.shape if len(gate_up.shape) == 3 else (0, 0, 0)
-        halves = reshape(gate_up, (experts * 2, both // 2, hidden))
-        found = {
-            "gate": strided_rows(halves, 0, 2, dim=0),
-            "up": strided_rows(halves, 1, 2, dim=0),
-            "down": source.take(f"{theirs}.experts.down_proj"),
-        }
+        found = fused_experts(source.take(fused), source.take(f"{theirs}.experts.down_proj"))
     else:
         found = {
             part: stack(
@@ -51,6 +44,17 @@ def take_experts(
             for part, name in parts.items()
         }
     return weights | one_dtype({f"{ours}.{part}": tensor for part, tensor in found.items()})
+
+
+def fused_experts(gate_up: LazyTensor, down: LazyTensor) -> Weights:
+    """As transformers holds them in memory: [experts, gate then up, hidden]."""
+    experts, both, hidden = gate_up.shape if len(gate_up.shape) == 3 else (0, 0, 0)
+    halves = reshape(gate_up, (experts * 2, both // 2, hidden))
+    return {
+        "gate": strided_rows(halves, 0, 2, dim=0),
+        "up": strided_rows(halves, 1, 2, dim=0),
+        "down": down,
+    }
 
 
 def one_dtype(weights: Mapping[str, LazyTensor]) -> Weights:

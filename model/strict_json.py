@@ -9,9 +9,9 @@ from edgewright.artifacts.errors import CheckpointError
 from edgewright.artifacts.json_text import Json, parse_json
 
 
-def parse_object(data: bytes, origin: str) -> dict[str, Json]:
-    """`origin` names the file in errors."""
-    parsed = parse_json(data, origin, CheckpointError)
+def parse_object(data: bytes, origin: str, infinity: bool = False) -> dict[str, Json]:
+    """`origin` names the file in errors; `infinity` takes that word for a number."""
+    parsed = parse_json(data, origin, CheckpointError, infinity=infinity)
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{origin}: a JSON object is required, found {_kind(parsed)}")
     return parsed

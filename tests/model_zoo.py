@@ -20,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tests.state_space_zoo import STATE_SPACE
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -91,10 +93,11 @@ class Entry:
     model_type: str
     changes: dict[str, Json] = field(default_factory=dict)
     original_length: int | None = None  # see above; None where the rotation never changes
+    base: dict[str, Json] = field(default_factory=lambda: _BASE)
 
     @property
     def config(self) -> dict[str, Json]:
-        return {**_BASE, **self.changes}
+        return {**self.base, **self.changes}
 
 
 def _rope(kind: str, theta: float = 10000.0, **numbers: Json) -> Json:
@@ -506,7 +509,33 @@ ENTRIES: dict[str, Entry] = {
             "rope_parameters": _FORTY,
         },
     ),
+    "recurrent-gemma": Entry(
+        "recurrent_gemma",
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size": 146,
+            "attention_window_size": 9,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "recurrent-gemma-wide": Entry(
+        "recurrent_gemma",
+        {
+            **_THREE,
+            "lru_width": 69,
+            "conv1d_width": 2,
+            "block_types": ["attention", "recurrent"],
+            "attention_bias": True,
+            "attention_window_size": 20,
+            "logits_soft_cap": 5.0,
+            "hidden_activation": "silu",
+            "rope_parameters": _rope("default", 5e4, partial_rotary_factor=0.25),
+        },
+    ),
 }
+
+ENTRIES |= {name: Entry(kind, config, base={}) for name, (kind, config) in STATE_SPACE.items()}
 
 
 def write_checkpoint(name: str, directory: Path, dtype: DtypeName = "float32") -> Path:
@@ -551,9 +580,19 @@ def _random_weight(name: str, like: Tensor, model_type: str, generator: Generato
     noise: Tensor = torch.randn(like.shape, generator=generator)
     if "norm" in name and "weight" in name:
         # gemma adds one to its norms' weights.
-        return 0.2 * noise + (0.0 if model_type.startswith("gemma") else 1.0)
+        return 0.2 * noise + (0.0 if "gemma" in model_type else 1.0)
+    if name.endswith(("dt_bias", "dt_proj.bias")):
+        return noise - 1.5  # with the decays of A_log, a step leaves a tenth to nearly all
     if "bias" in name or "sinks" in name:
         return 0.5 * noise
+    if name.endswith(("A_log", ".D")):
+        return 0.8 * noise
+    # RG-LRU: a step leaves a half to nearly all of a state, but not so nearly all that 1 - a² has
+    # no digits left in float32.
+    if "recurrent_param" in name:
+        return noise - 2.5
+    if "gate_weight" in name:
+        return noise * (0.4 / like.shape[-1] ** 0.5)
     # gpt_oss saves its experts as [experts, in, out].
     fan_in = like.shape[-2 if model_type == "gpt_oss" and noise.ndim == 3 else -1]
     return noise * (1.5 / fan_in**0.5)
