@@ -19,7 +19,9 @@ _EXPERTS = MoeSpec(experts=64, top_k=0, intermediate=1407, renormalise=False)
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     # Training, and how experts are spread over machines.
-    reader.ignore("aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers")
+    reader.ignore(
+        "aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers", "num_mtp_layers"
+    )
     reader.require("moe_layer_freq", 1)
     reader.require("scoring_func", "softmax")
     reader.require("norm_topk_prob", False)

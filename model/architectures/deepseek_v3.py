@@ -31,7 +31,9 @@ _EXPERTS = MoeSpec(
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     # Training, how experts are spread over machines, and layers that guess tokens further ahead.
-    reader.ignore("aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers")
+    reader.ignore(
+        "aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers", "num_mtp_layers"
+    )
     reader.require("moe_layer_freq", 1)
     reader.require("scoring_func", "sigmoid")
     reader.require("topk_method", "noaux_tc")

@@ -29,7 +29,7 @@ _EXPERTS = MoeSpec(
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     # Layers that guess tokens further ahead.
-    reader.ignore("num_nextn_predict_layers")
+    reader.ignore("num_nextn_predict_layers", "num_mtp_layers")
     reader.require("topk_method", "noaux_tc")
     reader.require("scoring_func", "sigmoid")
     interleaved = reader.boolean("rope_interleave", True)

@@ -12,6 +12,7 @@ from edgewright.model.architectures import known_architectures, load_config
 from edgewright.model.config import MlpSpec
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
+from tests.model.published_latent import LATENT
 
 LLAMA = PUBLISHED["Llama-3.2-1B"]
 ROPE = LLAMA["rope_scaling"]
@@ -129,6 +130,49 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         _with("Mixtral-8x7B-v0.1", hidden_act="relu"),
         "'hidden_act' is 'relu'",
     ),
+    "groups that do not divide": (
+        {**LATENT["DeepSeek-V3"], "n_group": 3},
+        "n_routed_experts 16 is not a multiple of n_group 3",
+    ),
+    "more groups chosen than there are": (
+        {**LATENT["DeepSeek-V3"], "topk_group": 9},
+        "topk_group 9 is more than n_group 8",
+    ),
+    "more chosen than the groups hold": (
+        {**LATENT["DeepSeek-V2"], "num_experts_per_tok": 7},
+        "num_experts_per_tok 7 is more than the 6 experts to choose from",
+    ),
+    "a group of one, judged by two": (
+        {**LATENT["DeepSeek-V3"], "n_group": 16},
+        "n_group 16 leaves fewer than two experts in a group",
+    ),
+    "experts chosen in another way": (
+        {**LATENT["DeepSeek-V2"], "topk_method": "noaux_tc"},
+        "'topk_method' is 'noaux_tc'",
+    ),
+    "experts in every other layer": (
+        {**LATENT["DeepSeek-V3"], "moe_layer_freq": 2},
+        "'moe_layer_freq' is 2",
+    ),
+    "latent attention with fewer keys than heads": (
+        {**LATENT["MiniCPM3-4B"], "num_key_value_heads": 2},
+        "'num_key_value_heads' is 2, required: one a head, 4",
+    ),
+    "a head that is more than its rotation": (
+        {**LATENT["Youtu-LLM-2B"], "head_dim": 24},
+        "'head_dim' is 24",
+    ),
+    "scores sharpened by no factor": (
+        {
+            **LATENT["DeepSeek-V3"],
+            "rope_scaling": {"type": "linear", "mscale_all_dim": 1.0},
+        },
+        "'factor' is missing",
+    ),
+    "a kind of layer glm does not have": (
+        {**LATENT["GLM-4.7-Flash"], "mlp_layer_types": ["dense", "sparse", "full"]},
+        "'mlp_layer_types' is 'full'",
+    ),
     "sequential cohere2": (
         _with("c4ai-command-r7b-12-2024", use_parallel_block=False),
         "'use_parallel_block' is False",
@@ -157,6 +201,10 @@ def test_an_unknown_model_type_lists_the_known() -> None:
     assert all(name in str(caught.value) for name in known_architectures())
 
 
+# Sizes for which a family has no default that could be run.
+NO_DEFAULT: dict[str, dict[str, Any]] = {"deepseek_v2": {"num_experts_per_tok": 2}}
+
+
 @pytest.mark.parametrize("model_type", known_architectures())
 def test_defaults_are_transformers_own(model_type: str) -> None:
     """A config that gives only its sizes leaves the rest to the same defaults."""
@@ -166,8 +214,9 @@ def test_defaults_are_transformers_own(model_type: str) -> None:
         "intermediate_size": 96,
         "num_hidden_layers": 8,
         "num_attention_heads": 16,
-        "num_key_value_heads": 8,
+        "num_key_value_heads": 16,
         "vocab_size": 503,
+        **NO_DEFAULT.get(model_type, {}),
     }
     full = AutoConfig.for_model(**sizes).to_dict()
     assert load_config(sizes) == load_config(full)

@@ -20,6 +20,7 @@ from edgewright.model.loading import LazyModel, open_model
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
 from tests.model.published_hybrids import HYBRIDS
+from tests.model.published_latent import LATENT
 from tests.model.running import run_in_chunks
 
 Tensors = dict[str, Tensor]
@@ -30,10 +31,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("published")
 
 
-@pytest.mark.parametrize("name", PUBLISHED | HYBRIDS)
+@pytest.mark.parametrize("name", PUBLISHED | HYBRIDS | LATENT)
 def test_published_configs_mean_what_transformers_takes_them_for(name: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    published = json.dumps((PUBLISHED | HYBRIDS)[name])
+    published = json.dumps((PUBLISHED | HYBRIDS | LATENT)[name])
     config.write_text(published)
     zoo.save_random_model(AutoConfig.from_pretrained(tmp_path), tmp_path, seed=name)
     # transformers wrote its own form of the config over the published one.
@@ -70,6 +71,14 @@ def _with_its_own_head(tensors: Tensors) -> Tensors:
     return tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
 
 
+def _with_a_layer_ahead(tensors: Tensors) -> Tensors:
+    """Another layer after the last of three, and what joins it to the others."""
+    last = {n: t for n, t in tensors.items() if n.startswith("model.layers.2.")}
+    ahead = {name.replace("layers.2.", "layers.3.", 1): t.clone() for name, t in last.items()}
+    own = ("eh_proj", "enorm", "hnorm", "embed_tokens", "shared_head.norm", "shared_head.head")
+    return tensors | ahead | {f"model.layers.3.{part}.weight": torch.ones(2) for part in own}
+
+
 REWRITES: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
     "old llama with rotary buffers": ("llama", _with_inert_buffers),
     "tied head stored too": ("qwen2", _with_its_own_head),
@@ -78,6 +87,9 @@ REWRITES: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
     "text of a multimodal gemma 3": ("gemma3", _rename("^", "language_model.")),
     "mixtral as its modules are named": ("mixtral", _rename(r"\.block_sparse_moe\.", ".mlp.")),
     "experts fused": ("qwen3-moe", _fuse_experts),
+    "experts fused, beside shared ones": ("deepseek-v3", _fuse_experts),
+    "with a layer that guesses further ahead": ("deepseek-v3", _with_a_layer_ahead),
+    "glm with a layer that guesses further ahead": ("glm4-moe-lite", _with_a_layer_ahead),
 }
 
 
@@ -169,6 +181,21 @@ SPOILED: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
         "llama",
         lambda tensors: tensors | {"model.layers.9.mlp.up_proj.weight": torch.ones(2)},
         "tensor model.layers.9.mlp.up_proj.weight is in the checkpoint",
+    ),
+    "an extra layer that guesses nothing ahead": (
+        "deepseek-v3",
+        lambda tensors: tensors | {"model.layers.3.input_layernorm.weight": torch.ones(2)},
+        "tensor model.layers.3.input_layernorm.weight is in the checkpoint",
+    ),
+    "misshapen correction": (
+        "glm4-moe-lite",
+        _cut(f"{LAYER}.mlp.gate.e_score_correction_bias", 5),
+        rf"tensor {LAYER}.mlp.gate.e_score_correction_bias has shape \[5\]",
+    ),
+    "misshapen latents": (
+        "minicpm3",
+        _cut(f"{LAYER}.self_attn.kv_b_proj.weight", 80),
+        rf"tensor {LAYER}.self_attn.kv_b_proj.weight has shape \[80, 20\]",
     ),
     "a bias the config denies": (
         "llama",
