@@ -74,6 +74,18 @@ static inline void store_rows(const Tile<kV>& sums, size_t rows, float* to, size
   }
 }
 
+// [rows][columns] at `stride` to [all][padded]; further rows and columns become zero.
+static inline void gather(const float* from, size_t stride, size_t rows, size_t all, size_t columns,
+                          size_t padded, float* to) {
+  for (size_t r = 0; r < all; r++) {
+    const size_t some = r < rows ? columns : 0;
+    size_t c = 0;
+    for (; c + kLanes <= some; c += kLanes) store(to + r * padded + c, load(from + r * stride + c));
+    for (; c < some; c++) to[r * padded + c] = from[r * stride + c];
+    for (; c < padded; c++) to[r * padded + c] = 0.0f;
+  }
+}
+
 // [rows][columns] at `stride` into panels of `all` rows. Further rows and columns become zero.
 static inline void pack(const float* from, size_t stride, size_t rows, size_t all, size_t columns,
                         float* to) {

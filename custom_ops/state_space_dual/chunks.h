@@ -7,7 +7,7 @@
 //
 // No exponent is ever positive. C B^T belongs to a group and serves its heads.
 #pragma once
-#include "native/math.h"
+#include "native/decays.h"
 #include "native/panel.h"
 #include "state_space_dual/inputs.h"
 
@@ -15,9 +15,8 @@ namespace edge {
 namespace EDGE_ISA {
 namespace state_space {
 
-constexpr size_t kChunk = 64;   // steps
-constexpr size_t kAnchor = 16;  // steps between two decays made by exp; products of neighbours between
-static_assert(kChunk % panel::kWidth == 0 && kAnchor % panel::kRows == 0);
+constexpr size_t kChunk = 64;  // steps
+static_assert(kChunk % panel::kWidth == 0);
 
 using panel::round_up;
 
@@ -42,11 +41,7 @@ struct Group {
 struct Work {
   float* mixing;  // [kChunk][kChunk], what y takes of each step's x
   float* x;       // panels [kChunk][width]
-  float* dt;      // [kChunk] each
-  float* step;    // what a step leaves of what was before it
-  float* held;
-  float* decay;   // of each earlier step, times its dt; zero at and after the present one
-  double* total;  // sums of the logs, in double since their differences cancel
+  Decays decays;  // each weighed by its step's dt
 };
 
 struct Scratchpad {
@@ -55,42 +50,27 @@ struct Scratchpad {
   float* states;  // each head's in panels [size][width]
 
   static size_t floats(const Padded& padded, size_t heads) {
-    return kChunk * (3 * padded.size + 2 * kChunk + padded.width + 6) +
+    return Decays::floats(kChunk) +
+           kChunk * (3 * padded.size + 2 * kChunk + padded.width) +
            heads * padded.state_floats();
   }
-  Scratchpad(float* memory, const Padded& padded) {
-    work.total = reinterpret_cast<double*>(memory);
-    group.c = memory + 2 * kChunk;
+  Scratchpad(float* memory, const Padded& padded)
+      : work{nullptr, nullptr, Decays(memory, kChunk)} {
+    group.c = memory + Decays::floats(kChunk);
     group.b = group.c + kChunk * padded.size;
     group.transposed = group.b + kChunk * padded.size;
     group.scores = group.transposed + kChunk * padded.size;
     work.mixing = group.scores + kChunk * kChunk;
     work.x = work.mixing + kChunk * kChunk;
-    work.dt = work.x + kChunk * padded.width;
-    work.step = work.dt + kChunk;
-    work.held = work.step + kChunk;
-    work.decay = work.held + kChunk;
-    states = work.decay + kChunk;
+    states = work.x + kChunk * padded.width;
   }
 };
-
-// Rows of `size` at a stride, to rows of a whole number of tiles; rows up to kChunk become zero.
-static void gather(const float* from, size_t stride, size_t steps, size_t size, size_t padded,
-                   float* to) {
-  for (size_t i = 0; i < kChunk; i++) {
-    float* row = to + i * padded;
-    size_t n = 0;
-    for (; i < steps && n + kLanes <= size; n += kLanes) store(row + n, load(from + i * stride + n));
-    for (; i < steps && n < size; n++) row[n] = from[i * stride + n];
-    for (; n < padded; n++) row[n] = 0.0f;
-  }
-}
 
 static void begin_group(const Head& head, size_t first, size_t steps, const Padded& padded,
                         const Group& group) {
   const size_t at = first * head.b_stride;
-  gather(head.c + at, head.b_stride, steps, head.size, padded.size, group.c);
-  gather(head.b + at, head.b_stride, steps, head.size, padded.size, group.b);
+  panel::gather(head.c + at, head.b_stride, steps, kChunk, head.size, padded.size, group.c);
+  panel::gather(head.b + at, head.b_stride, steps, kChunk, head.size, padded.size, group.b);
   panel::pack_transposed(group.b, padded.size, kChunk, head.size, group.transposed);
   panel::each_panel(kChunk, [&]<size_t kV>(size_t q) {
     // Steps look back: what lies wholly after the diagonal is not needed.
@@ -103,56 +83,30 @@ static void begin_group(const Head& head, size_t first, size_t steps, const Padd
   });
 }
 
-// The decays of steps and sums of steps.
-static void begin_decays(const Head& head, size_t first, size_t steps, const Work& work) {
-  const size_t padded = round_up(steps, kLanes);
-  float* sums = work.held;
-  double total = 0;
-  for (size_t i = 0; i < padded; i++) {
-    const float dt = i < steps ? head.dt[(first + i) * head.dt_stride] : 0.0f;
-    const double log = double(dt) * double(head.a);
-    total += log;
-    work.dt[i] = dt;
-    work.total[i] = total;
-    work.step[i] = float(log);
-    sums[i] = float(total);
-  }
-  for (size_t i = 0; i < kChunk; i++) work.decay[i] = 0.0f;
-  for (size_t i = 0; i < padded; i += kLanes) {
-    store(work.step + i, exp(load(work.step + i)));
-    store(work.held + i, exp(load(sums + i)));
-  }
-}
-
-// The decays of the first `count` steps at step i, by exp.
-static void anchor_decay(const Work& work, size_t i, size_t count) {
-  for (size_t j = 0; j < count; j++) work.decay[j] = float(work.total[i] - work.total[j]);
-  for (size_t j = 0; j < count; j += kLanes) {
-    store(work.decay + j, exp(load(work.decay + j)) * load(work.dt + j));
-  }
-}
-
-// Products that fade away become zero before they become subnormal, which is slow.
-static inline F32 faded(F32 x) { return select(abs(x) < splat(1e-30f), F32{}, x); }
-
-static void mix(const Head& head, size_t steps, const float* scores, const Work& work) {
+static void begin_decays(const Head& head, size_t first, size_t steps, Decays& decays) {
+  decays.begin(steps);
   for (size_t i = 0; i < steps; i++) {
-    if (i % kAnchor == 0) {
-      anchor_decay(work, i, i);
-    } else {
-      const F32 step = splat(work.step[i]);
-      for (size_t j = 0; j < i; j += kLanes) {
-        store(work.decay + j, faded(load(work.decay + j) * step));
-      }
+    const float dt = head.dt[(first + i) * head.dt_stride];
+    decays.add(i, double(dt) * double(head.a), dt);
+  }
+  decays.end();
+}
+
+// Meanwhile the steps of the next head, from `next` on, are fetched: they lie far apart.
+static void mix(const Head& head, const float* next, size_t steps, const float* scores,
+                const Work& work) {
+  for (size_t i = 0; i < steps; i++) {
+    for (size_t p = 0; p < head.width; p += 64 / sizeof(float)) {
+      prefetch(next + i * head.x_stride + p);
     }
-    work.decay[i] = work.dt[i];
+    work.decays.advance(i);
     float* row = work.mixing + i * kChunk;
     // As far as the tile of this row looks.
     const size_t end = round_up(i + 1, panel::kRows);
     for (size_t q = 0; q < end; q += panel::kWidth) {
       const float* score = scores + q * kChunk + i * panel::kWidth;
       for (size_t j = 0; j < panel::kWidth; j += kLanes) {
-        store(row + q + j, load(score + j) * load(work.decay + q + j));
+        store(row + q + j, load(score + j) * load(work.decays.since + q + j));
       }
     }
     row[i] += head.skip;
@@ -172,7 +126,7 @@ static inline void outputs(const Head& head, size_t first, size_t steps, size_t 
     panel::add_product(sums, {group.c + i * padded.size, padded.size, 1}, state, head.size);
 #pragma unroll
     for (size_t r = 0; r < panel::kRows; r++) {
-      const F32 held = splat(work.held[i + r]);
+      const F32 held = splat(work.decays.held[i + r]);
 #pragma unroll
       for (size_t v = 0; v < kV; v++) sums[r][v] *= held;
     }
@@ -184,10 +138,10 @@ static inline void outputs(const Head& head, size_t first, size_t steps, size_t 
 template <size_t kV>
 static inline void update(size_t steps, size_t q, const Padded& padded, const Group& group,
                           const Work& work, float* state) {
-  const F32 held = splat(work.held[steps - 1]);
+  const F32 held = splat(work.decays.held[steps - 1]);
   float* x = work.x + q * steps;
   for (size_t i = 0; i < steps; i++) {
-    const F32 left = splat(work.decay[i]);
+    const F32 left = splat(work.decays.since[i]);
     for (size_t v = 0; v < kV; v++) {
       float* at = x + (i * kV + v) * kLanes;
       store(at, load(at) * left);
@@ -207,13 +161,13 @@ static inline void update(size_t steps, size_t q, const Padded& padded, const Gr
   }
 }
 
-EDGE_OUT_OF_LINE static void chunk_of_head(const Head& head, size_t first, size_t steps, const Padded& padded,
-                          const Scratchpad& pad, float* state) {
-  const Work& work = pad.work;
-  begin_decays(head, first, steps, work);
+EDGE_OUT_OF_LINE static void chunk_of_head(const Head& head, const Head& next, size_t first, size_t steps,
+                          const Padded& padded, Scratchpad& pad, float* state) {
+  Work& work = pad.work;
+  begin_decays(head, first, steps, work.decays);
   panel::pack(head.x + first * head.x_stride, head.x_stride, steps, steps, head.width, work.x);
-  mix(head, steps, pad.group.scores, work);
-  anchor_decay(work, steps - 1, steps);
+  mix(head, next.x + first * next.x_stride, steps, pad.group.scores, work);
+  work.decays.finish();
   panel::each_panel(padded.width, [&]<size_t kV>(size_t q) {
     float* own = state + q * padded.size;
     outputs<kV>(head, first, steps, q, padded, pad.group, work, own);
@@ -223,7 +177,7 @@ EDGE_OUT_OF_LINE static void chunk_of_head(const Head& head, size_t first, size_
 
 // Neighbouring heads of one group through all chunks of their row.
 EDGE_OUT_OF_LINE static void run_chunks(const Head* heads, size_t count, const Padded& padded, float* memory) {
-  const Scratchpad pad(memory, padded);
+  Scratchpad pad(memory, padded);
   const Head& any = heads[0];
   for (size_t i = 0; i < kChunk * kChunk; i++) pad.group.scores[i] = 0.0f;
   for (size_t h = 0; h < count; h++) {
@@ -234,7 +188,9 @@ EDGE_OUT_OF_LINE static void run_chunks(const Head* heads, size_t count, const P
     const size_t steps = any.steps - first < kChunk ? any.steps - first : kChunk;
     begin_group(any, first, steps, padded, pad.group);
     for (size_t h = 0; h < count; h++) {
-      chunk_of_head(heads[h], first, steps, padded, pad, pad.states + h * padded.state_floats());
+      const Head& next = heads[h + 1 < count ? h + 1 : h];
+      float* state = pad.states + h * padded.state_floats();
+      chunk_of_head(heads[h], next, first, steps, padded, pad, state);
     }
   }
   for (size_t h = 0; h < count; h++) {

@@ -8,7 +8,7 @@ namespace edge {
 namespace EDGE_ISA {
 namespace state_space {
 
-constexpr int64_t kFewSteps = 4;     // up to here, chunks cost more than they save
+constexpr int64_t kFewSteps = 10;    // up to here, chunks cost more than they save
 constexpr int64_t kTasksWanted = 16;  // enough for any device's threads to share evenly
 constexpr int64_t kLeastHeads = 4;   // that share the products of their group's b and c
 constexpr int64_t kMostHeads = 16;
