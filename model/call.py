@@ -14,6 +14,7 @@ from edgewright.model.rope import Rope, RopeSpec
 class Call:
     start: Tensor  # [batch] tokens already in the states
     length: Tensor  # [batch] real tokens in this call
+    positions: Tensor  # [batch, seq] of each token from the start of its row
     table: Tensor  # [batch, pages] where each row's cache pages lie; contiguous: its own row
     rotations: dict[RopeSpec, tuple[Tensor, Tensor]]  # cos, sin [batch, seq, dim / 2]
 
@@ -25,4 +26,4 @@ class Call:
         table = torch.arange(batch, device=input_ids.device)[:, None]
         total = start + length
         rotations = {rope.spec: rope(positions, total) for rope in ropes}
-        return Call(start, length, table, rotations)
+        return Call(start, length, positions, table, rotations)

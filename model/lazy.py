@@ -145,12 +145,17 @@ def widen(source: LazyTensor) -> LazyTensor:
 
 def plus_one(source: LazyTensor) -> LazyTensor:
     """float32(values) + 1: Gemma's norms scale by one plus the weight."""
-    return _Mapped(source.name, source.shape, "float32", source, lambda values: values + 1.0)
+    return mapped(source, lambda values: values + 1.0)
 
 
 def negative_exp(source: LazyTensor) -> LazyTensor:
     """-exp(float32(values)): state-space models store the logarithm of how fast a state decays."""
-    return _Mapped(source.name, source.shape, "float32", source, lambda values: -values.exp())
+    return mapped(source, lambda values: -values.exp())
+
+
+def mapped(source: LazyTensor, function: Callable[[torch.Tensor], torch.Tensor]) -> LazyTensor:
+    """float32(values) through a function of each value by itself."""
+    return _Mapped(source.name, source.shape, "float32", source, function)
 
 
 def constant(values: torch.Tensor, name: str = "constant") -> LazyTensor:

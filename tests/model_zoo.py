@@ -535,12 +535,44 @@ ENTRIES: dict[str, Entry] = {
     ),
 }
 
+_LATENT_HYBRID: dict[str, Json] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "mlp_bias": False,
+    "layer_types": ["mamba2", "latent_attention", "mamba2"],
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 20,
+    "mamba_d_state": 12,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 4,
+    "rope_parameters": _rope("default"),
+}
+ENTRIES |= {
+    "latent-hybrid": Entry("latent_hybrid", _LATENT_HYBRID | {"tie_word_embeddings": True}),
+    "latent-hybrid-yarn": Entry(
+        "latent_hybrid",
+        _LATENT_HYBRID
+        | _THREE
+        | {
+            "layer_types": ["latent_attention", "mamba2", "latent_attention"],
+            "mamba_n_groups": 1,
+            "rope_parameters": _rope("yarn", factor=4.0, original_max_position_embeddings=128),
+        },
+    ),
+}
+
 ENTRIES |= {name: Entry(kind, config, base={}) for name, (kind, config) in STATE_SPACE.items()}
 
 
 def write_checkpoint(name: str, directory: Path, dtype: DtypeName = "float32") -> Path:
     """The entry's checkpoint under `directory`, written by transformers once."""
     from transformers import AutoConfig
+
+    import tests.latent_hybrid  # noqa: F401 - our own model type, of transformers' blocks
 
     path = directory / f"{name}-{dtype}"
     if not path.exists():
@@ -602,6 +634,8 @@ def _random_weight(name: str, like: Tensor, model_type: str, generator: Generato
 def reference_model(path: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
+
+    import tests.latent_hybrid  # noqa: F401
 
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,

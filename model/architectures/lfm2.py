@@ -98,6 +98,6 @@ def _take_mixer(source: TensorSource, ours: str, theirs: str, spec: MixerSpec) -
     assert isinstance(spec, ShortConvolutionSpec)
     return (
         take_linear(source, f"{ours}.input", f"{theirs}.conv.in_proj", spec.bias)
-        | take_convolution(source, f"{ours}.convolution", f"{theirs}.conv.conv", spec.bias)
+        | take_convolution(source, f"{ours}.conv", f"{theirs}.conv.conv", spec.bias)
         | take_linear(source, f"{ours}.output", f"{theirs}.conv.out_proj", spec.bias)
     )

@@ -35,13 +35,13 @@ class ShortConvolution(Mixer):
     def __init__(self, hidden_size: int, spec: ShortConvolutionSpec) -> None:
         super().__init__()
         self.input = Linear(hidden_size, 3 * hidden_size, spec.bias)
-        self.convolution = Convolution(hidden_size, spec.taps, spec.bias)
+        self.conv = Convolution(hidden_size, spec.taps, spec.bias)
         self.output = Linear(hidden_size, hidden_size, spec.bias)
 
     def states(self, prefix: str) -> tuple[StateSpec, ...]:
-        return (self.convolution.state(f"{prefix}.convolution"),)
+        return (self.conv.state(f"{prefix}.conv"),)
 
     def forward(self, x: Tensor, call: Call, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         before, after, h = self.input(x).chunk(3, dim=-1)
-        mixed, state = self.convolution(before * h, states[0], call.length)
+        mixed, state = self.conv(before * h, states[0], call.length)
         return self.output(after * mixed), [state]
