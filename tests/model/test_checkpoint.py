@@ -186,6 +186,14 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config infinite": (lambda p: (p / "config.json").write_text('{"a": 1e999}'), "too large"),
     "config NaN": (lambda p: (p / "config.json").write_text('{"a": NaN}'), "NaN is not JSON"),
+    "config below all": (
+        lambda p: (p / "config.json").write_text('{"a": -Infinity}'),
+        "-Infinity is not JSON",
+    ),
+    "generation config infinite": (
+        lambda p: (p / "generation_config.json").write_text('{"a": Infinity}'),
+        "Infinity is not JSON",
+    ),
     "config deep": (lambda p: (p / "config.json").write_text("[" * 100_000), "nested too deeply"),
     "config huge": (
         lambda p: os.truncate(p / "config.json", 1 << 30),

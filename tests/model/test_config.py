@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from edgewright.artifacts.errors import ConfigError
 from edgewright.model.architectures import known_architectures, load_config
@@ -13,6 +15,7 @@ from edgewright.model.config import MlpSpec
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
 from tests.model.published_latent import LATENT
+from tests.model.published_state_space import STATE_SPACE
 
 LLAMA = PUBLISHED["Llama-3.2-1B"]
 ROPE = LLAMA["rope_scaling"]
@@ -173,6 +176,69 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**LATENT["GLM-4.7-Flash"], "mlp_layer_types": ["dense", "sparse", "full"]},
         "'mlp_layer_types' is 'full'",
     ),
+    "a number without end": (_with("Llama-3.2-1B", rms_norm_eps=math.inf), "required: a number"),
+    "a size without end": (_with("Llama-3.2-1B", hidden_size=math.inf), "'hidden_size' is inf"),
+    "frequencies of infinity": (
+        _with("Phi-3.5-mini-instruct", rope_scaling={"type": "su", "short_factor": [math.inf] * 8}),
+        "required: a list of numbers",
+    ),
+    **{
+        f"steps limited to {limits}": (
+            {**STATE_SPACE["Mamba-Codestral-7B-v0.1"], "time_step_limit": limits},
+            "required: two numbers, the least and the most",
+        )
+        for limits in (
+            [math.inf, math.inf],
+            [0.0, math.nan],
+            [-math.inf, 1.0],
+            [0.5, 0.25],
+            [-1.0, 1.0],
+            [0.0, True],
+            [0.0, {"__float__": "-Infinity"}],
+            [0.0],
+            7.0,
+        )
+    },
+    "another activation in mamba": (
+        {**STATE_SPACE["mamba-1.4b-hf"], "hidden_act": "gelu"},
+        "'hidden_act' is 'gelu'",
+    ),
+    "mamba with layer norms": (
+        {**STATE_SPACE["mamba-1.4b-hf"], "rms_norm": False},
+        "'rms_norm' is False",
+    ),
+    "a convolution of one": (
+        {**STATE_SPACE["falcon-mamba-7b"], "conv_kernel": 1},
+        "'conv_kernel' is 1",
+    ),
+    "heads that do not fill mamba2": (
+        {**STATE_SPACE["Mamba-Codestral-7B-v0.1"], "num_heads": 16},
+        "num_heads 16 of head_dim 16 are 256, hidden_size and expand make 128",
+    ),
+    "groups that do not divide the heads": (
+        {**STATE_SPACE["Mamba-Codestral-7B-v0.1"], "n_groups": 3},
+        "8 state-space heads are not a multiple of n_groups 3",
+    ),
+    "heads that do not fill a hybrid": (
+        {**STATE_SPACE["Bamba-9B-v1"], "mamba_n_heads": 6},
+        "mamba_n_heads 6 of 16 values are 96, mamba_expand makes 128",
+    ),
+    "jamba without its norms": (
+        {**STATE_SPACE["Jamba-v0.1"], "mamba_inner_layernorms": False},
+        "'mamba_inner_layernorms' is False",
+    ),
+    "attention beyond its period": (
+        {**STATE_SPACE["Jamba-v0.1"], "attn_layer_offset": 4},
+        "attn_layer_offset 4 is not below attn_layer_period 4",
+    ),
+    "a kind of layer granite does not have": (
+        {**STATE_SPACE["granite-4.0-h-tiny"], "layer_types": ["mamba"] * 3 + ["conv"]},
+        "'layer_types' is 'conv'",
+    ),
+    "granite with layer norms": (
+        {**STATE_SPACE["granite-4.0-h-tiny"], "normalization_function": "layernorm"},
+        "'normalization_function' is 'layernorm'",
+    ),
     "sequential cohere2": (
         _with("c4ai-command-r7b-12-2024", use_parallel_block=False),
         "'use_parallel_block' is False",
@@ -201,8 +267,14 @@ def test_an_unknown_model_type_lists_the_known() -> None:
     assert all(name in str(caught.value) for name in known_architectures())
 
 
-# Sizes for which a family has no default that could be run.
-NO_DEFAULT: dict[str, dict[str, Any]] = {"deepseek_v2": {"num_experts_per_tok": 2}}
+_NO_ATTENTION: dict[str, Any] = {"num_attention_heads": ..., "num_key_value_heads": ...}
+# Sizes for which a family has no default that could be run, and those it does not have.
+NO_DEFAULT: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "falcon_mamba": _NO_ATTENTION,
+    "mamba": _NO_ATTENTION,
+    "mamba2": {**_NO_ATTENTION, "intermediate_size": ..., "num_heads": 8, "head_dim": 16},
+}
 
 
 @pytest.mark.parametrize("model_type", known_architectures())
@@ -218,8 +290,14 @@ def test_defaults_are_transformers_own(model_type: str) -> None:
         "vocab_size": 503,
         **NO_DEFAULT.get(model_type, {}),
     }
-    full = AutoConfig.for_model(**sizes).to_dict()
-    assert load_config(sizes) == load_config(full)
+    sizes = {key: value for key, value in sizes.items() if value is not ...}
+    assert load_config(sizes) == load_config(_saved(AutoConfig.for_model(**sizes)))
+
+
+def _saved(config: PreTrainedConfig) -> dict[str, Any]:
+    """Every key, as transformers writes it."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return values
 
 
 @pytest.mark.parametrize("alias", ["su", "yarn"])
@@ -231,7 +309,8 @@ def test_phi3_calls_longrope_by_older_names(alias: str) -> None:
 
 @pytest.mark.parametrize("name", zoo.ENTRIES)
 def test_keys_that_every_saved_config_may_carry_are_inert(name: str) -> None:
-    saved = AutoConfig.for_model(zoo.ENTRIES[name].model_type, **zoo.ENTRIES[name].config)
+    entry = zoo.ENTRIES[name]
+    saved = _saved(AutoConfig.for_model(entry.model_type, **entry.config))
     generation = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_length": 20}
     book: dict[str, Any] = {
         "_name_or_path": "x",
@@ -239,7 +318,7 @@ def test_keys_that_every_saved_config_may_carry_are_inert(name: str) -> None:
         "auto_map": {},
         "id2label": {"0": "a"},
     }
-    assert load_config({**saved.to_dict(), **generation, **book}) == load_config(saved.to_dict())
+    assert load_config({**saved, **generation, **book}) == load_config(saved)
 
 
 def test_gpt_oss_without_a_rotary_section_is_scaled_and_with_an_empty_one_is_not() -> None:

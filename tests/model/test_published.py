@@ -21,9 +21,11 @@ from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
 from tests.model.published_hybrids import HYBRIDS
 from tests.model.published_latent import LATENT
+from tests.model.published_state_space import STATE_SPACE
 from tests.model.running import run_in_chunks
 
 Tensors = dict[str, Tensor]
+ALL = PUBLISHED | HYBRIDS | LATENT | STATE_SPACE
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("published")
 
 
-@pytest.mark.parametrize("name", PUBLISHED | HYBRIDS | LATENT)
+@pytest.mark.parametrize("name", ALL)
 def test_published_configs_mean_what_transformers_takes_them_for(name: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    published = json.dumps((PUBLISHED | HYBRIDS | LATENT)[name])
+    published = json.dumps(ALL[name])
     config.write_text(published)
     zoo.save_random_model(AutoConfig.from_pretrained(tmp_path), tmp_path, seed=name)
     # transformers wrote its own form of the config over the published one.
@@ -51,8 +53,7 @@ def _rename(pattern: str, replacement: str) -> Callable[[Tensors], Tensors]:
 def _fuse_experts(tensors: Tensors) -> Tensors:
     """As transformers holds them in memory."""
     fused = {n: t for n, t in tensors.items() if ".experts." not in n}
-    for layer in {n.split(".mlp.")[0] for n in tensors if ".experts." in n}:
-        experts = f"{layer}.mlp.experts"
+    for experts in {n.split(".experts.")[0] + ".experts" for n in tensors if ".experts." in n}:
         count = len([n for n in tensors if re.fullmatch(rf"{experts}\.\d+\.up_proj.weight", n)])
         gate, up, down = (
             torch.stack([tensors[f"{experts}.{e}.{part}_proj.weight"] for e in range(count)])
@@ -60,6 +61,17 @@ def _fuse_experts(tensors: Tensors) -> Tensors:
         )
         fused |= {f"{experts}.gate_up_proj": torch.cat((gate, up), 1), f"{experts}.down_proj": down}
     return fused
+
+
+def _as_granite_in_memory(tensors: Tensors) -> Tensors:
+    names = {
+        r"moe\.input_linear\.weight": "moe.experts.gate_up_proj",
+        r"moe\.output_linear\.weight": "moe.experts.down_proj",
+        r"moe\.router\.layer\.weight": "moe.router.weight",
+    }
+    for pattern, name in names.items():
+        tensors = _rename(pattern, name)(tensors)
+    return tensors
 
 
 def _with_inert_buffers(tensors: Tensors) -> Tensors:
@@ -87,6 +99,9 @@ REWRITES: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
     "text of a multimodal gemma 3": ("gemma3", _rename("^", "language_model.")),
     "mixtral as its modules are named": ("mixtral", _rename(r"\.block_sparse_moe\.", ".mlp.")),
     "experts fused": ("qwen3-moe", _fuse_experts),
+    "jamba's experts fused": ("jamba", _fuse_experts),
+    "granite's experts as its modules are named": ("granite-hybrid", _as_granite_in_memory),
+    "body of mamba2 alone": ("mamba2-grouped", _rename(r"^backbone\.", "")),
     "experts fused, beside shared ones": ("deepseek-v3", _fuse_experts),
     "with a layer that guesses further ahead": ("deepseek-v3", _with_a_layer_ahead),
     "glm with a layer that guesses further ahead": ("glm4-moe-lite", _with_a_layer_ahead),
@@ -216,6 +231,21 @@ SPOILED: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
         "qwen3-moe",
         _cut(f"{LAYER}.mlp.experts.2.up_proj.weight", 20),
         f"{LAYER}.mlp.experts.2.up_proj.weight",
+    ),
+    "misshapen decays": (
+        "mamba",
+        _cut("backbone.layers.1.mixer.A_log", 100),
+        r"tensor backbone.layers.1.mixer.A_log has shape \[16, 100\].* requires \[16, 120\]",
+    ),
+    "misshapen convolution": (
+        "mamba2",
+        _cut("backbone.layers.1.mixer.conv1d.weight", 150),
+        r"tensor backbone.layers.1.mixer.conv1d.weight has shape \[4, 150\]",
+    ),
+    "a convolution's bias the config denies": (
+        "mamba-biased",
+        lambda tensors: tensors | {"backbone.layers.1.mixer.conv1d.bias": torch.ones(180)},
+        "tensor backbone.layers.1.mixer.conv1d.bias is in the checkpoint",
     ),
     "misshapen sinks": (
         "gpt-oss",
