@@ -1,4 +1,4 @@
-"""Text goes in; a small llama checkpoint with a tokenizer of its own comes out."""
+"""Text goes in; a small checkpoint with a tokenizer of its own comes out."""
 
 from __future__ import annotations
 
@@ -34,12 +34,20 @@ if TYPE_CHECKING:
     default="float32",
     help="Of the matrix products; bfloat16 is faster on CPUs with instructions for it.",
 )
+@click.option(
+    "--architecture",
+    type=click.Choice(["latent_hybrid", "llama"]),
+    default="latent_hybrid",
+    help="Mamba-2 and latent attention in turn, or a plain llama.",
+)
 @click.option("--tokenizer-vocab", "vocabulary", type=click.IntRange(257, 65536), default=4096)
 @click.option("--hidden", type=click.IntRange(min=1), default=256)
 @click.option("--layers", type=click.IntRange(min=1), default=6)
 @click.option("--heads", type=click.IntRange(min=1), default=4)
-@click.option("--kv-heads", type=click.IntRange(min=1), default=2)
-@click.option("--intermediate", type=click.IntRange(min=1), default=640)
+@click.option("--kv-heads", type=click.IntRange(min=1), default=2, help="llama only.")
+@click.option("--rank", type=click.IntRange(min=1), default=64, help="Of latent attention.")
+@click.option("--state", type=click.IntRange(min=1), default=64, help="Of Mamba-2's channels.")
+@click.option("--intermediate", type=click.IntRange(min=1), default=512)
 @click.option("--context", type=click.IntRange(min=2), default=1024)
 @click.option("--batch-rows", type=click.IntRange(min=1), default=8, help="Rows of a step.")
 @click.option("--threads", type=click.IntRange(min=1), help="One for each core otherwise.")
@@ -57,7 +65,7 @@ def command(
     save_minutes: float,
     **choices: Any,
 ) -> None:
-    """Train a small llama decoder on text, and a byte-level BPE tokenizer with it.
+    """Train a small decoder on text, and a byte-level BPE tokenizer with it.
 
     OUT becomes a Hugging Face checkpoint directory (float16 safetensors). The rates rise, hold and
     fall with the share of --steps or --hours that is done. A run that was killed goes on with

@@ -18,6 +18,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float()  # training's products give less
         if self.spec.kind == "rms":
             return functional.rms_norm(x, self.weight.shape, self.weight, self.spec.eps)
         return functional.layer_norm(x, self.weight.shape, self.weight, None, self.spec.eps)

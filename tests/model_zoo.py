@@ -539,7 +539,7 @@ _LATENT_HYBRID: dict[str, Json] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
     "mlp_bias": False,
-    "layer_types": ["mamba2", "latent_attention", "mamba2"],
+    "mixer_types": ["mamba2", "latent_attention", "mamba2"],
     "kv_lora_rank": 18,
     "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 6,
@@ -558,7 +558,7 @@ ENTRIES |= {
         _LATENT_HYBRID
         | _THREE
         | {
-            "layer_types": ["latent_attention", "mamba2", "latent_attention"],
+            "mixer_types": ["latent_attention", "mamba2", "latent_attention"],
             "mamba_n_groups": 1,
             "rope_parameters": _rope("yarn", factor=4.0, original_max_position_embeddings=128),
         },
@@ -611,8 +611,8 @@ def _random_weight(name: str, like: Tensor, model_type: str, generator: Generato
 
     noise: Tensor = torch.randn(like.shape, generator=generator)
     if "norm" in name and "weight" in name:
-        # gemma adds one to its norms' weights.
-        return 0.2 * noise + (0.0 if "gemma" in model_type else 1.0)
+        # Around what it starts as: some models add one to their norms' weights.
+        return 0.2 * noise + float(like.mean().round())
     if name.endswith(("dt_bias", "dt_proj.bias")):
         return noise - 1.5  # with the decays of A_log, a step leaves a tenth to nearly all
     if "bias" in name or "sinks" in name:

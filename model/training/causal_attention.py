@@ -8,10 +8,12 @@ import math
 import torch
 from torch import Tensor, autograd
 from torch.autograd.function import FunctionCtx
+from torch.nn import functional
 
 from edgewright.artifacts.states import StateSpec
 from edgewright.model.call import Call
 from edgewright.model.mixers.attention import Attention
+from edgewright.model.mixers.latent_attention import LatentAttention
 
 # Queries at a time: each block looks only at the keys up to its own end, which halves the work.
 _BLOCK = 128
@@ -34,6 +36,28 @@ class CausalAttention(Attention):
         return self.output(mixed), []
 
 
+class CausalLatentAttention(LatentAttention):
+    """Keys and values are expanded: without a cache nothing is gained by their latents."""
+
+    def states(self, prefix: str) -> tuple[StateSpec, ...]:
+        return ()
+
+    def forward(self, x: Tensor, call: Call, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        spec = self.spec
+        batch, seq = x.shape[:2]
+        latent, key_rope = self._latents(x, call)
+        expanded = functional.linear(latent, self.up).view(batch, seq, spec.heads, -1)
+        key, value = expanded.split((spec.nope_dim, spec.value_dim), dim=-1)
+        turned = key_rope.to(key.dtype)[:, :, None].expand(-1, -1, spec.heads, -1)
+        key = torch.cat((key, turned), dim=-1)
+        query = (self._queries(x, call) * spec.scale).to(value.dtype)
+        query = _split(query, spec.heads, 1)
+        key, value = (_split(t.flatten(2), spec.heads, 1)[:, 0] for t in (key, value))
+        mixed: Tensor = _BlockedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        mixed = mixed.view(batch, spec.heads, seq, -1).transpose(1, 2).flatten(2)
+        return self.output(mixed), []
+
+
 def _split(x: Tensor, kv_heads: int, group: int) -> Tensor:
     """[batch, seq, kv_heads * group * dim] → [batch * kv_heads, group, seq, dim]"""
     x = x.reshape(*x.shape[:2], kv_heads, group, -1).permute(0, 2, 3, 1, 4)
@@ -41,7 +65,7 @@ def _split(x: Tensor, kv_heads: int, group: int) -> Tensor:
 
 
 class _BlockedAttention(autograd.Function):
-    """query [n, group, seq, dim], key and value [n, seq, dim] → [n, group, seq, dim].
+    """query [n, group, seq, dim], key [n, seq, dim], value [n, seq, v] → [n, group, seq, v].
 
     Keeping the weights in the projections' dtype and working in whole matrix products makes this
     three times as fast on a CPU as torch's fused kernel, at the cost of seq² / 2 values a head.
@@ -50,7 +74,8 @@ class _BlockedAttention(autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         n, group, seq, dim = query.shape
-        out = torch.empty_like(query)
+        wide = value.shape[-1]
+        out = torch.empty(n, group, seq, wide, dtype=query.dtype)
         kept = []
         for begin in range(0, seq, _BLOCK):
             end = min(begin + _BLOCK, seq)
@@ -58,7 +83,9 @@ class _BlockedAttention(autograd.Function):
             scores = torch.bmm(rows, key[:, :end].transpose(1, 2)).view(n, group, -1, end)
             future = torch.full((end - begin, end), -math.inf, dtype=scores.dtype).triu_(begin + 1)
             weights = scores.add_(future).softmax(-1).view(n, -1, end)
-            out[:, :, begin:end] = torch.bmm(weights, value[:, :end]).view(n, group, -1, dim)
+            out[:, :, begin:end] = torch.bmm(weights, value[:, :end]).view(
+                n, group, end - begin, -1
+            )
             kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         return out
@@ -71,7 +98,7 @@ class _BlockedAttention(autograd.Function):
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
         for weights, begin in zip(kept, range(0, seq, _BLOCK), strict=True):
             end = min(begin + _BLOCK, seq)
-            rows = grad[:, :, begin:end].reshape(n, -1, dim)
+            rows = grad[:, :, begin:end].reshape(n, -1, value.shape[-1])
             d_value[:, :end] += torch.bmm(weights.transpose(1, 2), rows)
             d_weights = torch.bmm(rows, value[:, :end].transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)

@@ -1,5 +1,6 @@
 """Parameters with gradients go in, and are moved: Muon for the layers' matrices, Adam for the
-embedding and the norms. All its state is plain named tensors, so that a run can be resumed."""
+embedding, the convolutions and all vectors. All its state is plain named tensors, so that a run
+can be resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ class Optimiser:
     ) -> None:
         self._matrix_rate, self._vector_rate = matrix_rate, vector_rate
         self._decay, self._dtype = weight_decay, dtype
-        matrices = {n: p for n, p in parameters.items() if p.ndim == 2 and "embedding" not in n}
+        apart = ("embedding", ".conv.")  # rows and columns that are not a product's
+        matrices = {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.ndim == 2 and not any(part in name for part in apart)
+        }
         self._vectors = {n: p for n, p in parameters.items() if n not in matrices}
         self._groups: dict[tuple[int, ...], dict[str, Tensor]] = {}
         for name, parameter in matrices.items():

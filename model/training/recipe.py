@@ -9,6 +9,7 @@ import torch
 
 from edgewright.artifacts.errors import TrainingError
 
+Architecture = Literal["latent_hybrid", "llama"]
 Precision = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -18,13 +19,16 @@ class Recipe:
     steps: int | None = None
     hours: float | None = None
     seed: int = 0
+    architecture: Architecture = "latent_hybrid"
     precision: Precision = "float32"
     vocabulary: int = 4096
     hidden: int = 256
     layers: int = 6
     heads: int = 4
-    kv_heads: int = 2
-    intermediate: int = 640
+    kv_heads: int = 2  # llama
+    rank: int = 64  # latent_hybrid: of the latents
+    state: int = 64  # latent_hybrid: what each channel of Mamba-2 remembers
+    intermediate: int = 512
     context: int = 1024
     batch_rows: int = 8
     matrix_rate: float = 0.02
@@ -45,6 +49,10 @@ class Recipe:
             raise TrainingError(
                 f"--heads {self.heads} is not a multiple of --kv-heads {self.kv_heads}"
             )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
 
     @property
     def dtype(self) -> torch.dtype:

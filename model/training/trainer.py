@@ -13,19 +13,18 @@ from typing import cast
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgewright.artifacts.errors import TrainingError
 from edgewright.artifacts.json_text import Json
 from edgewright.model.architectures import load_config
 from edgewright.model.call import Call
-from edgewright.model.decoder import Decoder
-from edgewright.model.mixers.attention import AttentionSpec
+from edgewright.model.decoder import Decoder, Layer
 from edgewright.model.rope import Rope
 from edgewright.model.training.batches import Batches
-from edgewright.model.training.causal_attention import CausalAttention
 from edgewright.model.training.corpus import Corpus
 from edgewright.model.training.head_loss import HeadLoss
+from edgewright.model.training.mixers import initialise, trainable_mixer
 from edgewright.model.training.optimiser import Optimiser
 from edgewright.model.training.publish import (
     model_settings,
@@ -152,8 +151,9 @@ class Trainer:
             ropes = [cast(Rope, rope) for rope in decoder.ropes]
             call = Call.prepare(inputs, start, torch.full_like(start, seq), ropes)
             x = decoder.embedding(inputs)
-            for layer in decoder.layers:
-                x, _ = layer(x, call, [])
+            for layer in (cast(Layer, layer) for layer in decoder.layers):
+                fresh = [torch.zeros(spec.resolve(batch, 0)) for spec in layer.states("")]
+                x, _ = layer(x, call, fresh)
             x = decoder.norm(x).flatten(0, 1)
         target = targets.flatten()
         joined = (x, decoder.embedding.weight, target, self.recipe.dtype)
@@ -250,20 +250,8 @@ def _decoder(settings: dict[str, Json], recipe: Recipe) -> Decoder:
     decoder = Decoder(load_config(settings))
     draw = torch.Generator().manual_seed(recipe.seed)
     for layer, spec in zip(decoder.layers, decoder.config.layers, strict=True):
-        assert isinstance(spec.mixer, AttentionSpec)
-        layer.mixer = CausalAttention(recipe.hidden, spec.mixer)
+        assert spec.mixer is not None
+        layer.mixer = trainable_mixer(recipe.hidden, spec.mixer)
     for name, parameter in decoder.named_parameters():
-        _initialise(name, parameter, draw)
+        initialise(name, parameter, draw)
     return decoder
-
-
-@torch.no_grad()
-def _initialise(name: str, parameter: nn.Parameter, draw: torch.Generator) -> None:
-    """What a half adds to the stream starts at zero, so that depth does not matter at first."""
-    if parameter.ndim == 1:
-        parameter.fill_(1.0)
-    elif name.endswith(("output.weight", "down.weight")):
-        parameter.zero_()
-    else:
-        scale = 0.02 if name.startswith("embedding") else 0.5 / math.sqrt(parameter.shape[1])
-        parameter.normal_(0.0, scale, generator=draw)

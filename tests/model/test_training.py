@@ -13,12 +13,13 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tests.latent_hybrid  # noqa: F401 - transformers' Auto classes then know the model type
 from edgewright.artifacts.errors import TrainingError
 from edgewright.cli.train import command
 from edgewright.model.loading import open_model
 from edgewright.model.training.batches import Batches
 from edgewright.model.training.corpus import STDLIB_HELD_OUT, Corpus, read_corpus
-from edgewright.model.training.recipe import Recipe
+from edgewright.model.training.recipe import Architecture, Recipe
 from edgewright.model.training.trainer import RECORD_FILE, STATE_FILE, Step, Trainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny"
@@ -63,6 +64,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module", params=["latent_hybrid", "llama"])
+def each_trained(
+    request: pytest.FixtureRequest, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param == RECIPE.architecture:
+        return trained
+    out = tmp_path_factory.mktemp("training") / request.param
+    Trainer.start(out, replace(RECIPE, architecture=request.param), CORPUS).run(ignore)
+    return out
+
+
 def test_the_loss_falls(trained: Path) -> None:
     record = json.loads((trained / RECORD_FILE).read_text())
     assert record["steps"] == RECIPE.steps
@@ -97,13 +109,13 @@ def test_the_seed_decides(trained: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_transformers_computes_the_same_logits(trained: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(trained)
-    theirs = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
+def test_transformers_computes_the_same_logits(each_trained: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(each_trained)
+    theirs = AutoModelForCausalLM.from_pretrained(each_trained, dtype=torch.float32)
     ids = torch.tensor([tokenizer(DOCUMENTS[0])["input_ids"][: RECIPE.context]])
     expected = theirs(ids).logits
 
-    decoder = open_model(trained).materialise()
+    decoder = open_model(each_trained).materialise()
     batch, seq = ids.shape
     states = [torch.zeros(spec.resolve(batch, seq), dtype=torch.float32) for spec in decoder.layout]
     steps = torch.arange(seq)[None]
@@ -112,9 +124,12 @@ def test_transformers_computes_the_same_logits(trained: Path) -> None:
     assert (ours - expected).abs().max() < 1e-4 * max(1.0, float(expected.std()))
 
 
+@pytest.mark.parametrize("architecture", ["latent_hybrid", "llama"])
 @pytest.mark.parametrize("context", [32, 300])
-def test_the_loss_is_the_published_model_s_own(context: int, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, context=context, steps=2)
+def test_the_loss_is_the_published_model_s_own(
+    context: int, architecture: Architecture, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, context=context, steps=2, architecture=architecture)
     trainer = Trainer.start(tmp_path / "out", recipe, CORPUS)
     trainer.run(ignore)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -125,9 +140,30 @@ def test_the_loss_is_the_published_model_s_own(context: int, tmp_path: Path) -> 
     assert trainer.held_out_loss() == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_gradients_are_those_of_plain_torch(tmp_path: Path) -> None:
+# Our layer's parameters → transformers', in the layers that each architecture has.
+_GRADIENTS: dict[Architecture, dict[str, str]] = {
+    "llama": {
+        "0.mixer.query.weight": "0.self_attn.q_proj.weight",
+        "0.mixer.key.weight": "0.self_attn.k_proj.weight",
+        "0.mixer.value.weight": "0.self_attn.v_proj.weight",
+        "0.feed_forward.gate.weight": "0.mlp.gate_proj.weight",
+    },
+    "latent_hybrid": {
+        "0.mixer.input.weight": "0.mamba.in_proj.weight",
+        "0.mixer.parametrizations.decay.original": "0.mamba.A_log",
+        "0.mixer.step_bias": "0.mamba.dt_bias",
+        "0.mixer.norm.weight": "0.mamba.norm.weight",
+        "1.mixer.query.weight": "1.self_attn.q_proj.weight",
+        "1.mixer.latent.weight": "1.self_attn.kv_a_proj_with_mqa.weight",
+        "1.mixer.up": "1.self_attn.kv_b_proj.weight",
+    },
+}
+
+
+@pytest.mark.parametrize("architecture", list(_GRADIENTS))
+def test_gradients_are_those_of_plain_torch(architecture: Architecture, tmp_path: Path) -> None:
     """The blocked attention and the joined head, against the published model's autograd."""
-    recipe = replace(RECIPE, context=300, steps=2, batch_rows=2)
+    recipe = replace(RECIPE, context=300, steps=2, batch_rows=2, architecture=architecture)
     trainer = Trainer.start(tmp_path / "out", recipe, CORPUS)
     trainer.run(ignore)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -135,15 +171,14 @@ def test_gradients_are_those_of_plain_torch(tmp_path: Path) -> None:
     logits = theirs(inputs).logits.flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, targets.flatten()).backward()
     trainer._loss(inputs, targets).backward()
-    first, theirs_first = trainer.decoder.layers[0], theirs.model.layers[0]
-    for ours, reference in (
-        (trainer.decoder.embedding.weight, theirs.model.embed_tokens.weight),
-        (first.mixer.query.weight, theirs_first.self_attn.q_proj.weight),
-        (first.mixer.key.weight, theirs_first.self_attn.k_proj.weight),
-        (first.mixer.value.weight, theirs_first.self_attn.v_proj.weight),
-        (first.feed_forward.gate.weight, theirs_first.mlp.gate_proj.weight),
-    ):
-        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-3, atol=1e-6)
+    embedding = theirs.model.embed_tokens.weight.grad
+    torch.testing.assert_close(
+        trainer.decoder.embedding.weight.grad, embedding, rtol=1e-3, atol=1e-6
+    )
+    for name, reference in _GRADIENTS[architecture].items():
+        found = trainer.decoder.layers.get_parameter(name).grad
+        expected = theirs.model.layers.get_parameter(reference).grad
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_tokenizer_gives_the_text_back(trained: Path) -> None:

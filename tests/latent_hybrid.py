@@ -1,0 +1,109 @@
+"""latent_hybrid put together from transformers' own blocks: DeepSeek-V3's attention, Mamba-2's
+mixer, llama's MLP and norms. Importing it makes transformers' Auto classes know the model type."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    DeepseekV3Attention,
+    DeepseekV3RotaryEmbedding,
+)
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+
+class LatentHybridConfig(PreTrainedConfig):  # type: ignore[misc]
+    model_type = "latent_hybrid"
+
+
+def _latent_config(config: LatentHybridConfig) -> DeepseekV3Config:
+    names = (
+        "hidden_size num_attention_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim"
+        " max_position_embeddings rope_parameters"
+    )
+    return DeepseekV3Config(
+        **{name: getattr(config, name) for name in names.split()},
+        num_key_value_heads=config.num_attention_heads,
+        q_lora_rank=None,
+        rope_interleave=False,
+        attn_implementation="eager",
+    )
+
+
+def _mamba_config(config: LatentHybridConfig) -> Mamba2Config:
+    return Mamba2Config(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_heads=config.mamba_n_heads,
+        head_dim=config.mamba_d_head,
+        state_size=config.mamba_d_state,
+        n_groups=config.mamba_n_groups,
+        conv_kernel=config.mamba_d_conv,
+        expand=config.mamba_n_heads * config.mamba_d_head // config.hidden_size,
+        layer_norm_epsilon=config.rms_norm_eps,
+    )
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: LatentHybridConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+        self.is_latent = config.mixer_types[index] == "latent_attention"
+        if self.is_latent:
+            self.self_attn = DeepseekV3Attention(_latent_config(config), index)
+            self.self_attn.kv_a_layernorm.variance_epsilon = config.rms_norm_eps
+        else:
+            self.mamba = Mamba2Mixer(_mamba_config(config), index, initialize_mixer_weights=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        h = self.input_layernorm(x)
+        x = x + (self.self_attn(h, rotation, mask)[0] if self.is_latent else self.mamba(h))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Body(nn.Module):
+    def __init__(self, config: LatentHybridConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = DeepseekV3RotaryEmbedding(_latent_config(config))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed_tokens(input_ids)
+        positions = torch.arange(input_ids.shape[1])[None]
+        rotation = self.rotary_emb(x, positions)
+        mask = create_causal_mask(_latent_config(self.config), x, None, None, positions)
+        for layer in self.layers:
+            x = layer(x, rotation, mask)
+        return self.norm(x)
+
+
+class LatentHybridForCausalLM(PreTrainedModel):  # type: ignore[misc]
+    config_class = LatentHybridConfig
+    base_model_prefix = "model"
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LatentHybridConfig) -> None:
+        super().__init__(config)
+        self.model = _Body(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, **_: Any) -> CausalLMOutputWithPast:
+        return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)))
+
+
+AutoConfig.register("latent_hybrid", LatentHybridConfig)
+AutoModelForCausalLM.register(LatentHybridConfig, LatentHybridForCausalLM)
