@@ -44,8 +44,10 @@ static inline F32 power_of_two(F32 y) {
 // A NaN with nothing in its low bits, for power_of_two; no other value changes.
 static inline F32 plain_nan(F32 x) { return select(x == x, x, splat(__builtin_nanf(""))); }
 
-// exp(dt * a) is 2^(dt * rate).
-static inline F32 rate_of(F32 a) { return plain_nan(a * splat(0x1.715476p0f)); }
+// exp(dt * a) is 2^(dt * rate). Finite, so that no decay becomes of dt = 0.
+static inline F32 rate_of(F32 a) {
+  return plain_nan(max(splat(-0x1.fffffep127f), a * splat(0x1.715476p0f)));
+}
 
 // kCount states from `n` on of `lanes` channels from `d` on, over steps `from` to `to`. The sums
 // over the states collect in y.

@@ -1,4 +1,4 @@
-"""Which updates of a `replace` state are proved safe, and which orders of reading and writing not."""
+"""Which updates of a `replace` state are proved safe; which orders of reads and writes are not."""
 
 from __future__ import annotations
 
