@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -36,9 +36,9 @@ from edgewright.export.weights import (
     large_bytes,
     write_large,
 )
+from edgewright.model.config import CacheDtype
 from edgewright.model.loading import LazyModel, open_model
 
-CacheDtype = Literal["float32", "float16"]
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Warn = Callable[[str], None]
 
@@ -67,11 +67,13 @@ class ExportOptions:
         for target in targets or ():
             if target not in TARGETS:
                 raise ExportError(f"no target {target!r}; choose from {', '.join(TARGETS)}")
-        if cache not in ("float32", "float16"):
-            raise ExportError(f"cache dtype {cache!r} is not known; choose float32 or float16")
+        cache_dtype = next((name for name in get_args(CacheDtype) if name == cache), None)
+        if cache_dtype is None:
+            known = ", ".join(get_args(CacheDtype))
+            raise ExportError(f"cache dtype {cache!r} is not known; choose from {known}")
         found = tuple(find_provider(name) for name in providers)
         chosen = (buildable_host(),) if targets is None else tuple(dict.fromkeys(targets))
-        return ExportOptions(found, chosen, "float16" if cache == "float16" else "float32")
+        return ExportOptions(found, chosen, cache_dtype)
 
     def as_provenance(self) -> Mapping[str, str | tuple[str, ...] | None]:
         return {

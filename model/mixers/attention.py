@@ -12,7 +12,7 @@ from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
 from edgewright.model.config import CacheDtype, NormSpec
 from edgewright.model.linear import Linear
-from edgewright.model.mixer import Mixer
+from edgewright.model.mixer import Mixer, check_cache_rows
 from edgewright.model.normalisation import Norm
 from edgewright.model.ops import cached_attention
 from edgewright.model.rope import RopeSpec, rotate
@@ -42,6 +42,7 @@ class AttentionSpec:
         return () if self.rope is None else (self.rope,)
 
     def with_cache(self, dtype: CacheDtype) -> AttentionSpec:
+        check_cache_rows(dtype, head_dim=self.head_dim)
         return replace(self, cache_dtype=dtype)
 
     def build(self, hidden_size: int) -> Attention:
