@@ -12,7 +12,7 @@ from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
 from edgewright.model.config import CacheDtype, NormSpec
 from edgewright.model.linear import Linear
-from edgewright.model.mixer import Mixer
+from edgewright.model.mixer import Mixer, check_cache_rows
 from edgewright.model.normalisation import Norm
 from edgewright.model.ops import latent_attention
 from edgewright.model.rope import RopeSpec, rotate
@@ -45,6 +45,7 @@ class LatentAttentionSpec:
         return () if self.rope is None else (self.rope,)
 
     def with_cache(self, dtype: CacheDtype) -> LatentAttentionSpec:
+        check_cache_rows(dtype, kv_lora_rank=self.rank, qk_rope_head_dim=self.rope_dim)
         return replace(self, cache_dtype=dtype)
 
     def build(self, hidden_size: int) -> LatentAttention:
