@@ -223,8 +223,11 @@ static inline void solve(const Head& head, size_t first, size_t i, size_t rows, 
   for (size_t r = 0; r < rows; r++) prefetch(value + r * head.value_stride);
   panel::Tile<kV> sums = {};
   panel::add_product(sums, {work.held_keys + i * padded.size, padded.size, 1}, state, head.size);
-  for (size_t r = 0; r < rows; r++) {
+#pragma unroll  // or the sums would leave their registers
+  for (size_t r = 0; r < panel::kRows; r++) {
+    if (r >= rows) break;
     const F32 beta = splat(head.beta[(first + i + r) * head.beta_stride]);
+#pragma unroll
     for (size_t v = 0; v < kV; v++) {
       const size_t at = v * kLanes;
       const F32 x = load_some(value + r * head.value_stride + at, head.width - q - at);
