@@ -34,6 +34,7 @@ def RoutedExperts(
     is_silu = op.Equal(kind, op.Constant(value_string="silu"))
     is_gelu = op.Equal(kind, op.Constant(value_string="gelu"))
     is_clamped = op.Equal(kind, op.Constant(value_string="swiglu_clamped"))
+    has_no_gate = op.Equal(kind, op.Constant(value_string="relu_squared"))
     width = op.Shape(x, start=-1)
     rows = op.Reshape(x, op.Concat(minus_one, width, axis=0))  # [T, H]
     choices = op.Concat(op.Shape(rows, start=0, end=1), op.Shape(expert_index, start=-1), axis=0)
@@ -43,7 +44,7 @@ def RoutedExperts(
     last_up_bias = op.Sub(op.Squeeze(op.Shape(up_bias, start=0, end=1)), 1)
     last_down_bias = op.Sub(op.Squeeze(op.Shape(down_bias, start=0, end=1)), 1)
     result = op.ConstantOfShape(op.Shape(rows))
-    experts = op.Squeeze(op.Shape(gate, start=0, end=1))
+    experts = op.Squeeze(op.Shape(up, start=0, end=1))
     for expert in range(experts):
         chosen = op.Equal(index, expert)  # [T, k]
         times = op.ReduceSum(op.Cast(chosen, to=7), one, keepdims=0)  # [T]
@@ -52,26 +53,29 @@ def RoutedExperts(
             at = op.Squeeze(token, zero)
             share = op.Gather(op.ReduceSum(op.Where(chosen, weight, nothing), one), at)
             own = op.Gather(rows, at)
-            gate_matrix = op.Transpose(op.Cast(op.Gather(gate, expert), to=1), perm=[1, 0])
             up_matrix = op.Transpose(op.Cast(op.Gather(up, expert), to=1), perm=[1, 0])
             down_matrix = op.Transpose(op.Cast(op.Gather(down, expert), to=1), perm=[1, 0])
-            g = op.Add(
-                op.MatMul(own, gate_matrix), op.Gather(gate_bias, op.Min(expert, last_gate_bias))
-            )
             u = op.Add(op.MatMul(own, up_matrix), op.Gather(up_bias, op.Min(expert, last_up_bias)))
-            if is_clamped:
-                low = op.Min(g, highest)
-                gated = op.Mul(low, op.Sigmoid(op.Mul(low, op.Constant(value_float=alpha))))
-                hidden = op.Mul(op.Add(op.Clip(u, op.Neg(highest), highest), 1.0), gated)
+            if has_no_gate:
+                positive = op.Relu(u)
+                hidden = op.Mul(positive, positive)
             else:
-                if is_silu:
-                    acted = op.Mul(g, op.Sigmoid(g))
+                gate_matrix = op.Transpose(op.Cast(op.Gather(gate, expert), to=1), perm=[1, 0])
+                own_gate_bias = op.Gather(gate_bias, op.Min(expert, last_gate_bias))
+                g = op.Add(op.MatMul(own, gate_matrix), own_gate_bias)
+                if is_clamped:
+                    low = op.Min(g, highest)
+                    gated = op.Mul(low, op.Sigmoid(op.Mul(low, op.Constant(value_float=alpha))))
+                    hidden = op.Mul(op.Add(op.Clip(u, op.Neg(highest), highest), 1.0), gated)
                 else:
-                    if is_gelu:  # noqa: SIM108 - onnxscript has no conditional expression
-                        acted = op.Gelu(g)
+                    if is_silu:
+                        acted = op.Mul(g, op.Sigmoid(g))
                     else:
-                        acted = op.Gelu(g, approximate="tanh")
-                hidden = op.Mul(acted, u)
+                        if is_gelu:  # noqa: SIM108 - onnxscript has no conditional expression
+                            acted = op.Gelu(g)
+                        else:
+                            acted = op.Gelu(g, approximate="tanh")
+                    hidden = op.Mul(acted, u)
             y = op.Add(
                 op.MatMul(hidden, down_matrix),
                 op.Gather(down_bias, op.Min(expert, last_down_bias)),

@@ -1,5 +1,5 @@
 // RoutedExperts: the (token, expert) pairs are sorted by expert, and each expert that has any does
-// its three products over all of its tokens at once.
+// its products over all of its tokens at once.
 #include "native/math.h"
 #include "native/matmul.h"
 #include "routed_experts/routing.h"
@@ -7,11 +7,15 @@
 namespace edge {
 namespace EDGE_ISA {
 
-enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kSwigluClamped };
+enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kSwigluClamped, kReluSquared };
 
-// hidden = activation(gate) * up, both given their biases already.
+// hidden = activation(gate) * up, both given their biases already; kReluSquared has no gate.
 template <Activation kActivation>
 static inline F32 activate(F32 gate, F32 up, float alpha, float limit) {
+  if constexpr (kActivation == Activation::kReluSquared) {
+    const F32 positive = max(up, splat(0.0f));
+    return positive * positive;
+  }
   if constexpr (kActivation == Activation::kSilu) return silu(gate) * up;
   if constexpr (kActivation == Activation::kGelu) return gelu(gate) * up;
   if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(gate) * up;
@@ -38,12 +42,17 @@ struct Gating {
   float alpha, limit;
   Bias gate_bias, up_bias;
 
+  bool has_gate() const { return activation != Activation::kReluSquared; }
+
   // gate[n] becomes the hidden value, for first <= n < last of one expert's row.
   template <Activation kActivation>
   void row_of(size_t expert, float* gate, const float* up, size_t first, size_t last) const {
     for (size_t n = first; n < last; n += kLanes) {
       const size_t rest = last - n < kLanes ? last - n : kLanes;
-      const F32 g = load_some(gate + n, rest) + gate_bias.at(expert, n, rest);
+      F32 g = {};
+      if constexpr (kActivation != Activation::kReluSquared) {
+        g = load_some(gate + n, rest) + gate_bias.at(expert, n, rest);
+      }
       const F32 u = load_some(up + n, rest) + up_bias.at(expert, n, rest);
       store_some(gate + n, activate<kActivation>(g, u, alpha, limit), rest);
     }
@@ -57,6 +66,8 @@ struct Gating {
         return row_of<Activation::kGeluTanh>(expert, gate, up, first, last);
       case Activation::kSwigluClamped:
         return row_of<Activation::kSwigluClamped>(expert, gate, up, first, last);
+      case Activation::kReluSquared:
+        return row_of<Activation::kReluSquared>(expert, gate, up, first, last);
     }
   }
 };
@@ -70,7 +81,8 @@ struct Experts {
   const W *gate, *up, *down;
   Gating gating;
   Bias down_bias;
-  float *rows, *gated, *upped;  // per pair, in expert order: [H], later the result; [I]; [I]
+  // Per pair, in expert order: [H], later the result; [I]; [I], the same where there is no gate.
+  float *rows, *gated, *upped;
   float* y;
 
   // The tokens of one expert; a single one is read where it is.
@@ -96,9 +108,9 @@ struct Experts {
   }
 
   Status* hidden(const Group& group, size_t task) const {
-    const MatMul<W> product = into_inner(group, gate, gated);
+    const MatMul<W> product = into_inner(group, up, upped);
     EDGE_TRY(product.run(task));
-    EDGE_TRY(into_inner(group, up, upped).run(task));
+    if (gating.has_gate()) EDGE_TRY(into_inner(group, gate, gated).run(task));
     const auto part = product.part(task);
     for (size_t m = group.first + part.m; m < group.first + part.m + part.rows; m++) {
       gating.row(group.expert, gated + m * inner, upped + m * inner, part.n,
@@ -131,7 +143,7 @@ struct Experts {
       }));
     }
     EDGE_TRY(routing.parallel(
-        context, [&](const Group& group) { return into_inner(group, gate, gated).tasks(); },
+        context, [&](const Group& group) { return into_inner(group, up, upped).tasks(); },
         [&](const Group& group, size_t task) { return hidden(group, task); }));
     EDGE_TRY(routing.parallel(
         context, [&](const Group& group) { return into_width(group).tasks(); },
@@ -151,14 +163,15 @@ struct RoutedExperts {
   float alpha, limit;
 
   Status* create(const Info& info) {
-    constexpr const char* kNames[] = {"silu", "gelu", "gelu_tanh", "swiglu_clamped"};
+    constexpr const char* kNames[] = {"silu", "gelu", "gelu_tanh", "swiglu_clamped",
+                                      "relu_squared"};
     char name[16];
     EDGE_TRY(info.text("activation", name, sizeof(name)));
     size_t i = 0;
-    while (i < 4 && !equal(name, kNames[i])) i++;
-    if (i == 4) {
+    while (i < 5 && !equal(name, kNames[i])) i++;
+    if (i == 5) {
       return Message("RoutedExperts: unknown activation ").text(name)
-          .text("; silu, gelu, gelu_tanh or swiglu_clamped is required").error();
+          .text("; silu, gelu, gelu_tanh, swiglu_clamped or relu_squared is required").error();
     }
     activation = Activation(i);
     alpha = limit = 0;
@@ -233,7 +246,9 @@ struct RoutedExperts {
     experts.width = size_t(in[kX].last());
     experts.inner = size_t(in[kGate].dims[1]);
     Scratch order(routing.bytes());
-    const size_t per_pair = experts.width + 2 * experts.inner;
+    experts.gating = {activation, alpha, limit, bias(in[kGateBias]), bias(in[kUpBias])};
+    const bool has_gate = experts.gating.has_gate();
+    const size_t per_pair = experts.width + (has_gate ? 2 : 1) * experts.inner;
     Scratch sums(routing.pairs() * per_pair * sizeof(float));
     if (order.failed() || sums.failed()) return Scratch::error();
     EDGE_TRY(routing.sort(order.as<void>()));
@@ -242,11 +257,10 @@ struct RoutedExperts {
     experts.gate = in[kGate].as<W>();
     experts.up = in[kUp].as<W>();
     experts.down = in[kDown].as<W>();
-    experts.gating = {activation, alpha, limit, bias(in[kGateBias]), bias(in[kUpBias])};
     experts.down_bias = bias(in[kDownBias]);
     experts.rows = sums.as<float>();
     experts.gated = experts.rows + routing.pairs() * experts.width;
-    experts.upped = experts.gated + routing.pairs() * experts.inner;
+    experts.upped = experts.gated + (has_gate ? routing.pairs() * experts.inner : 0);
     experts.y = y;
     return experts.run(context);
   }

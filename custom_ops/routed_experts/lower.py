@@ -98,9 +98,13 @@ def _feed_forward(
 ) -> ir.Value:
     """[1 or B, R, H] through B experts at once, as [B, R, H]."""
     gate, up, down, gate_bias, up_bias, down_bias = weights
-    g = op("Add", op("MatMul", rows, gate), op("Unsqueeze", gate_bias, (1,)))
     u = op("Add", op("MatMul", rows, up), op("Unsqueeze", up_bias, (1,)))
-    hidden = _activate(op, node, g, u)
+    if node.activation == "relu_squared":
+        positive = op("Relu", u)
+        hidden = op("Mul", positive, positive)
+    else:
+        g = op("Add", op("MatMul", rows, gate), op("Unsqueeze", gate_bias, (1,)))
+        hidden = _activate(op, node, g, u)
     return op("Add", op("MatMul", hidden, down), op("Unsqueeze", down_bias, (1,)))
 
 
@@ -119,5 +123,5 @@ def _activate(op: Recorder, node: StaticExperts, gate: ir.Value, up: ir.Value) -
             sigmoid = op("Sigmoid", op("Mul", gate, op("CastLike", node.alpha, gate)))
             more = op("Add", op("Max", op("Min", up, highest), lowest), op("CastLike", 1.0, up))
             return op("Mul", more, op("Mul", gate, sigmoid))
-    known = "silu, gelu, gelu_tanh or swiglu_clamped"
+    known = "silu, gelu, gelu_tanh, swiglu_clamped or relu_squared"
     raise ExportError(f"RoutedExperts: unknown activation {node.activation!r}; {known} is required")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import gelu, linear, relu, silu
 
 
 def reference(
@@ -31,9 +31,12 @@ def reference(
         token, slot = torch.where(index == expert)
         rows = tokens[token]  # [tokens of this expert, H]
         bias = [b[expert % len(b)] for b in (gate_bias, up_bias, down_bias)]
-        g = linear(rows, gate[expert].float()) + bias[0]
         u = linear(rows, up[expert].float()) + bias[1]
-        hidden = activate(g, u, activation, alpha, limit)
+        if activation == "relu_squared":
+            hidden = relu(u).square()
+        else:
+            g = linear(rows, gate[expert].float()) + bias[0]
+            hidden = activate(g, u, activation, alpha, limit)
         y = linear(hidden, down[expert].float()) + bias[2]
         result = result.index_add(0, token, y * weight[token, slot, None])
     return result.reshape(x.shape)

@@ -1,4 +1,4 @@
-"""RoutedExperts: each token's own k experts, gated, weighted and summed."""
+"""RoutedExperts: each token's own k experts, weighted and summed."""
 
 from edgewright.custom_ops.spec import AttributeSpec, OpSpec, TensorSpec
 
@@ -10,7 +10,7 @@ SPEC = OpSpec(
         TensorSpec("x", "float32"),  # [..., H]
         TensorSpec("expert_index", "int64"),  # [..., k], each in 0..E-1
         TensorSpec("expert_weight", "float32"),  # [..., k]
-        TensorSpec("gate", "W"),  # [E, I, H]
+        TensorSpec("gate", "W"),  # [E, I, H]; relu_squared has none: up may stand here
         TensorSpec("up", "W"),  # [E, I, H]
         TensorSpec("down", "W"),  # [E, H, I]
         TensorSpec("gate_bias", "float32"),  # [E, I], or [1, 1] for one value everywhere
@@ -19,7 +19,9 @@ SPEC = OpSpec(
     ),
     outputs=(TensorSpec("y", "float32"),),
     attributes=(
-        AttributeSpec("activation", "string"),  # silu, gelu, gelu_tanh or swiglu_clamped
+        AttributeSpec(
+            "activation", "string"
+        ),  # silu, gelu, gelu_tanh, swiglu_clamped or relu_squared
         AttributeSpec("alpha", "float", 1.702),  # swiglu_clamped only
         AttributeSpec("limit", "float", 7.0),  # swiglu_clamped only
     ),

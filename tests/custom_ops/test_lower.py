@@ -53,7 +53,9 @@ def test_block_matmul(dtype: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "swiglu_clamped"])
+@pytest.mark.parametrize(
+    "activation", ["silu", "gelu", "gelu_tanh", "swiglu_clamped", "relu_squared"]
+)
 @pytest.mark.parametrize("shape", [(1, 1, 8), (2, 7, 8)], ids=["decode", "prefill"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_routed_experts(activation: str, shape: tuple[int, ...], shared: bool) -> None:

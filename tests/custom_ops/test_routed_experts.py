@@ -26,9 +26,10 @@ ATTRIBUTES = [
     {"activation": "gelu", "alpha": 1.702, "limit": 7.0},
     {"activation": "gelu_tanh", "alpha": 1.702, "limit": 7.0},
     {"activation": "swiglu_clamped", "alpha": 1.3, "limit": 0.9},
+    {"activation": "relu_squared", "alpha": 1.702, "limit": 7.0},
 ]
 # experts, choices, H, I
-SIZES = [(1, 1, 1, 1), (3, 2, 17, 5), (6, 3, 40, 33), (9, 4, 70, 130)]
+SIZES = [(1, 1, 1, 1), (3, 2, 17, 5), (6, 3, 40, 33), (9, 4, 70, 130), (5, 2, 61, 67)]
 TOKENS = [0, 1, 2, 30, 131]
 
 
