@@ -35,7 +35,10 @@ def _record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
     decay = _decay(op, log, offset)  # [B, G, E, S, S], from the step of a column to that of a row
     held = op("Exp", op("CumSum", log, 3))  # [B, G, E, S, 1]
     scores = op("Mul", op("MatMul", reads, writes), decay)
-    past = op("Reshape", state, op("Concat", batch, groups, each, op.dim(state, 2), (-1,), axis=0))
+    is_written = op("Unsqueeze", op("Greater", length, 0), (1, 2, 3))
+    # A copy, because outputs and new state both read it, and the write may come between.
+    copied = op("Where", is_written, state, 0.0)
+    past = op("Reshape", copied, op("Concat", batch, groups, each, op.dim(state, 2), (-1,), axis=0))
     y = op("Add", op("MatMul", scores, weighted), op("Mul", op("MatMul", reads, past), held))
     y = op("Add", y, op("Mul", inputs_, op("Reshape", skip, column)))
     y = op("Reshape", op("Transpose", y, perm=[0, 3, 1, 2, 4]), op("Shape", x))
@@ -44,7 +47,6 @@ def _record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
     left = op("Transpose", op("Gather", decay, last, axis=3), perm=[0, 1, 2, 4, 3])
     added = op("MatMul", writes, op("Mul", weighted, left))  # [B, G, E, N, P]
     new = op("Add", op("Mul", past, op("Gather", held, last, axis=3)), added)
-    is_written = op("Unsqueeze", op("Greater", length, 0), (1, 2, 3))
     return y, op("Where", is_written, op("Reshape", new, op("Shape", state)), state)
 
 
