@@ -42,7 +42,11 @@ def _step(a: ir.Value) -> ir.Graph:
     h, x, dt, b, c = taken = [ir.Value(name=f"step.{name}") for name in kinds]
     decay = op("Exp", op("Mul", dt, a))  # [B, N, D]
     after = op("Add", op("Mul", decay, h), op("Mul", b, x))
-    return op.graph([after, op("MatMul", c, after)], taken)
+    outputs = [after, op("MatMul", c, after)]  # [B, N, D], [B, 1, D]
+    for value in outputs:
+        # ONNX Runtime's Scan wants to know the rank, which it cannot always infer.
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, None, None])
+    return op.graph(outputs, taken)
 
 
 SelectiveScan = RecordedFunction(SPEC, _record)

@@ -24,11 +24,11 @@ struct Row {
   int64_t states;       // N
 };
 
-// 2^y for y <= 0, not below 2^-126. 2^r = 1 + r p(r), with p fitted over [-1/2, 1/2] and exact at 0
+// 2^y, which ends at 2^-126 and 2^127. 2^r = 1 + r p(r), with p fitted over [-1/2, 1/2] and exact at 0
 // (error 1.1e-7), because the time that a slow decay takes is all in what its factor lacks to 1.
 // The whole part of y is added to the exponent's bits. NaN stays one if its low bits are zero.
 static inline F32 power_of_two(F32 y) {
-  y = max(splat(-126.0f), y);          // in this order, a NaN passes
+  y = min(splat(127.0f), max(splat(-126.0f), y));  // in this order, a NaN passes
   const F32 magic = splat(0x1.8p23f);  // adding it rounds to an integer, left in the low bits
   const F32 shifted = y + magic;
   const F32 r = y - (shifted - magic);

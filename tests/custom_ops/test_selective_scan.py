@@ -9,6 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -122,6 +124,16 @@ def test_body_and_reference(single_op: Op) -> None:
         assert_right(op.run(None, in_place=True), given, str(shape))
         found = reference(*map(torch.from_numpy, given.values()))
         assert_right([np.asarray(value) for value in found], given, str(shape))
+
+
+def test_the_body_runs_where_no_rank_is_known(single_op: Op) -> None:
+    given = inputs((2, 5, 6, 3), (5, 2))
+    model = single_op("SelectiveScan", given).model(body=True)
+    for value in model.graph.inputs:
+        value.shape = None
+    data = ir.serde.serialize_model(model).SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    assert_right(session.run(None, given), given)
 
 
 @pytest.mark.parametrize("seq", [1, 2, 5, 15, 16, 33])
