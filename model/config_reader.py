@@ -43,6 +43,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu_squared",
 }
 
 
@@ -54,11 +55,19 @@ class ConfigReader:
         self._values = values
         self._where = where
         self._read: set[str] = set()
+        self._spellings: dict[str, str] = {}
+
+    def spell(self, spellings: Mapping[str, str]) -> None:
+        """A usual key → what this family calls it. Where only the usual one is there, it counts."""
+        self._spellings |= {
+            usual: other for usual, other in spellings.items() if other in self._values
+        }
 
     def __contains__(self, key: str) -> bool:
-        return self._values.get(key) is not None
+        return self._values.get(self._spellings.get(key, key)) is not None
 
     def raw(self, key: str, default: Json = None) -> Json:
+        key = self._spellings.get(key, key)
         self._read.add(key)
         value = self._values.get(key)
         return default if value is None else value
@@ -97,6 +106,7 @@ class ConfigReader:
         return self.positive(key, default)
 
     def _is_null(self, key: str) -> bool:
+        key = self._spellings.get(key, key)
         self._read.add(key)
         return key in self._values and self._values[key] is None
 
@@ -194,6 +204,7 @@ class ConfigReader:
             )
 
     def wrong(self, key: str, value: Json, required: str) -> ConfigError:
+        key = self._spellings.get(key, key)
         return ConfigError(f"{self._where}: '{key}' is {_shown(value)}, required: {required}")
 
     def error(self, message: str) -> ConfigError:
@@ -202,7 +213,7 @@ class ConfigReader:
     def _needed(self, key: str, default: Json) -> Json:
         value = self.raw(key, default)
         if value is None:
-            raise ConfigError(f"{self._where}: '{key}' is missing")
+            raise self.error(f"'{self._spellings.get(key, key)}' is missing")
         return value
 
 

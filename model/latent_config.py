@@ -13,7 +13,7 @@ from edgewright.model.sizes import Sizes, read_sizes
 
 _LARGEST = 1 << 20
 # Whatever a config says of its other norms: published code leaves these at its default.
-_NORM = NormSpec("rms", 1e-6)
+LATENT_NORM = NormSpec("rms", 1e-6)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LatentSizes:
     """What a family has where its config says nothing."""
 
     rank: int = 512
-    query_rank: int = 1536
+    query_rank: int | None = 1536
     nope: int = 128
     rope: int = 64
     value: int | None = 128  # None: the hidden size shared out among the heads
@@ -34,7 +34,7 @@ def read_latent_attention(
     sizes = read_sizes(reader, max_context=max_context, head_dim=rope_dim)
     if sizes.kv_heads != sizes.heads:
         raise reader.wrong("num_key_value_heads", sizes.kv_heads, f"one a head, {sizes.heads}")
-    spec = _read_dims(reader, default, sizes, rope_dim)
+    spec = read_latent_dims(reader, default, sizes, rope_dim)
     # Carried by configs that transformers saved; other values would mean another model.
     reader.require("head_dim", rope_dim)
     reader.require("qk_head_dim", spec.nope_dim + rope_dim)
@@ -44,15 +44,15 @@ def read_latent_attention(
         spec,
         scale=_read_scale(reader, spec.nope_dim + rope_dim),
         rope=read_rope(reader, rope_dim, sizes.max_context, interleaved=interleaved),
-        latent_norm=_NORM,
-        query_norm=_NORM if by_rank else None,
+        latent_norm=LATENT_NORM,
+        query_norm=LATENT_NORM if by_rank else None,
         query_down_bias=bias and by_rank,
         latent_bias=bias,
         output_bias=bias,
     )
 
 
-def _read_dims(
+def read_latent_dims(
     reader: ConfigReader, default: LatentSizes, sizes: Sizes, rope_dim: int
 ) -> LatentAttentionSpec:
     shared_out = default.value or sizes.hidden // sizes.heads

@@ -47,6 +47,12 @@ def state_space_dual(*tensors: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return cast(tuple[Tensor, Tensor], torch_ops.state_space_dual(*tensors, groups=groups))
 
 
+def gated_delta(*tensors: Tensor, num_heads: int, scale: float) -> tuple[Tensor, Tensor]:
+    """query, key, value, the logs of the decay, beta, state and length → output and state."""
+    found = torch_ops.gated_delta(*tensors, num_heads=num_heads, scale=scale)
+    return cast(tuple[Tensor, Tensor], found)
+
+
 def selective_scan(*tensors: Tensor) -> tuple[Tensor, Tensor]:
     """x and the steps, the decay, writes, reads, state and length → output and state."""
     return cast(tuple[Tensor, Tensor], torch_ops.selective_scan(*tensors))

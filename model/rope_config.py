@@ -3,7 +3,7 @@ the published `rope_theta` with `rope_scaling`, which wins where a config carrie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgewright.artifacts.json_text import Json
 from edgewright.model.config_reader import ConfigReader
@@ -29,15 +29,36 @@ def read_rope(
     theta: float = 10000.0,
     interleaved: bool = False,
     scaling: Mapping[str, Json] | None = None,
+    part: float | None = None,
+    inert: Sequence[str] = (),
 ) -> RopeSpec:
-    """`theta` and `scaling` stand in for what the config leaves out. The whole head is rotated."""
+    """`theta` and `scaling` stand in for what the config leaves out. So does `part`, how much of a
+    head is rotated; without it that is the whole. `inert`: keys of the section that say nothing."""
     theta = reader.positive("rope_theta", theta)
-    reader.require("partial_rotary_factor", 1)
     # A config that names its original context outside the section means it: transformers agrees.
     original = reader.integer_or_null("original_max_position_embeddings", None)
     section = rope_section(reader) or reader.stand_in(scaling or {})
-    section.require("partial_rotary_factor", 1)
-    return read_rope_section(section, head_dim, max_positions, theta, original, interleaved)
+    section.ignore(*inert)
+    if part is None:
+        reader.require("partial_rotary_factor", 1)
+        section.require("partial_rotary_factor", 1)
+        return read_rope_section(section, head_dim, max_positions, theta, original, interleaved)
+    dim = read_rotated_size(reader, section, head_dim, part)
+    partial = dim < head_dim
+    return read_rope_section(
+        section, dim, max_positions, theta, original, interleaved, partial=partial
+    )
+
+
+def read_rotated_size(
+    reader: ConfigReader, section: ConfigReader, head_dim: int, part: float = 1.0
+) -> int:
+    """How many values of a head turn; `part` where neither the config nor its section says."""
+    whole = reader.positive("partial_rotary_factor", part)
+    part = section.positive("partial_rotary_factor", whole)
+    if part > 1:
+        raise section.wrong("partial_rotary_factor", part, "at most 1")
+    return int(head_dim * part)
 
 
 def rope_section(reader: ConfigReader) -> ConfigReader | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, zip_longest
 
 from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig, MoeSpec
 from edgewright.model.lazy import (
     LazyTensor,
+    concat,
     plus_one,
     reshape,
     rows,
@@ -37,6 +38,8 @@ class Names:
     mixer: str = "self_attn"
     feed_forward: str = "mlp"
     norms: Mapping[str, str] | None = None
+    # Part of a name → what some checkpoints have in its place.
+    variants: Mapping[str, str] = field(default_factory=dict)
 
 
 USUAL_NAMES = Names()
@@ -44,7 +47,8 @@ USUAL_NAMES = Names()
 
 class TensorSource:
     """The checkpoint's tensors by the names a causal language model gives them, counting what was
-    taken. Some checkpoints hold that model inside another, or only its body without a head."""
+    taken. Some checkpoints hold that model or its body inside another, or the body without a head.
+    """
 
     def __init__(
         self,
@@ -60,12 +64,17 @@ class TensorSource:
         if self.embedding not in tensors:
             if f"language_model.{self.embedding}" in tensors:
                 self._wrapping = "language_model."
-            elif self.embedding.removeprefix(names.body) in tensors:
+            elif self._within(inner := f"{names.body}language_model.") in tensors:
+                self._body = inner
+            elif self._within("") in tensors:
                 self._body = ""
 
     @property
     def embedding(self) -> str:
         return f"{self.names.body}{self.names.embedding}.weight"
+
+    def _within(self, body: str) -> str:
+        return f"{body}{self.names.embedding}.weight"
 
     def __contains__(self, name: str) -> bool:
         return self._stored(name) in self._tensors
@@ -106,7 +115,12 @@ class TensorSource:
     def _stored(self, name: str) -> str:
         if name.startswith(self.names.body):
             name = self._body + name.removeprefix(self.names.body)
-        return self._wrapping + name
+        name = self._wrapping + name
+        if name not in self._tensors:
+            for usual, variant in self.names.variants.items():
+                if (other := name.replace(usual, variant)) in self._tensors:
+                    return other
+        return name
 
 
 def settle_head(source: TensorSource, config: ModelConfig) -> ModelConfig:
@@ -148,13 +162,16 @@ def take_linear(source: TensorSource, ours: str, theirs: str, bias: bool) -> Wei
 
 
 def take_convolution(source: TensorSource, ours: str, theirs: str, bias: bool) -> Weights:
-    """Published as [channels, 1, taps], ours is [taps, channels]."""
-    stored = source.take(f"{theirs}.weight")
-    by_channel = reshape(stored, (stored.shape[0], stored.shape[-1])) if stored.shape else stored
-    weights = {f"{ours}.weight": widen(transpose_last_two(by_channel))}
+    weights = {f"{ours}.weight": by_tap(source.take(f"{theirs}.weight"))}
     if bias:
         weights[f"{ours}.bias"] = widen(source.take(f"{theirs}.bias"))
     return weights
+
+
+def by_tap(stored: LazyTensor) -> LazyTensor:
+    """A convolution is published as [channels, 1, taps], ours is [taps, channels]."""
+    by_channel = reshape(stored, (stored.shape[0], stored.shape[-1])) if stored.shape else stored
+    return widen(transpose_last_two(by_channel))
 
 
 def take_attention(
@@ -170,8 +187,8 @@ def take_attention(
     def published(usual: str) -> str:
         return f"{theirs}.{(names or {}).get(usual, usual)}"
 
-    weights: Weights = {}
-    for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
+    weights = _take_query(source, ours, published("q_proj"), spec)
+    for name, short in (("key", "k"), ("value", "v")):
         weights |= take_linear(source, f"{ours}.{name}", published(f"{short}_proj"), spec.qkv_bias)
     weights |= take_linear(source, f"{ours}.output", published("o_proj"), spec.output_bias)
     if spec.qk_norm is not None:
@@ -181,6 +198,18 @@ def take_attention(
     if spec.sinks:
         weights[f"{ours}.sinks"] = widen(source.take(published("sinks")))
     return weights
+
+
+def _take_query(source: TensorSource, ours: str, theirs: str, spec: AttentionSpec) -> Weights:
+    """An output's gate is stored with the query, head by head."""
+    weights = take_linear(source, f"{ours}.query", theirs, spec.qkv_bias)
+    if not spec.output_gate:
+        return weights
+    both: Weights = {}
+    for name, fused in weights.items():
+        query, gate = split_groups(fused, spec.heads, (spec.head_dim, spec.head_dim))
+        both |= {name: query, name.replace(f"{ours}.query", f"{ours}.gate"): gate}
+    return both
 
 
 _MLP_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -210,6 +239,12 @@ def split_rows(fused: LazyTensor, sizes: Sequence[int]) -> list[LazyTensor]:
         )
     starts = accumulate(sizes, initial=0)
     return [rows(fused, start, start + size) for start, size in zip(starts, sizes, strict=False)]
+
+
+def split_groups(fused: LazyTensor, groups: int, sizes: Sequence[int]) -> list[LazyTensor]:
+    """Rows stacked group by group, each group holding all the parts, taken apart."""
+    by_group = [split_rows(group, sizes) for group in split_rows(fused, (sum(sizes),) * groups)]
+    return [concat(part) for part in zip(*by_group, strict=True)]
 
 
 # Our norm → the published name, for each wiring.

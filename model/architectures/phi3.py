@@ -8,7 +8,7 @@ from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig
 from edgewright.model.config_reader import ConfigReader
 from edgewright.model.mixers.attention import AttentionSpec
 from edgewright.model.rope import RopeSpec
-from edgewright.model.rope_config import read_rope_section, rope_section
+from edgewright.model.rope_config import read_rope_section, read_rotated_size, rope_section
 from edgewright.model.sizes import Sizes, read_rms_norm, read_sizes
 from edgewright.model.weights import TensorSource, Weights, decoder_weights, split_rows
 
@@ -37,12 +37,8 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 def _read_rope(reader: ConfigReader, sizes: Sizes) -> RopeSpec:
     original = reader.integer("original_max_position_embeddings", 4096)
     theta = reader.positive("rope_theta", 10000.0)
-    whole = reader.positive("partial_rotary_factor", 1.0)
     section = rope_section(reader) or reader.stand_in({})
-    part = section.positive("partial_rotary_factor", whole)
-    if part > 1:
-        raise section.wrong("partial_rotary_factor", part, "at most 1")
-    dim = int(sizes.head_dim * part)
+    dim = read_rotated_size(reader, section, sizes.head_dim)
     rope = read_rope_section(
         section,
         dim,

@@ -35,6 +35,8 @@ class AttentionSpec:
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
+    # A sigmoid of its own for every value that the heads give.
+    output_gate: bool = False
     cache_dtype: CacheDtype = "float32"
 
     @property
@@ -59,6 +61,7 @@ class Attention(Mixer):
         self.query = Linear(hidden_size, width, spec.qkv_bias)
         self.key = Linear(hidden_size, kv_width, spec.qkv_bias)
         self.value = Linear(hidden_size, kv_width, spec.qkv_bias)
+        self.gate = Linear(hidden_size, width, spec.qkv_bias) if spec.output_gate else None
         self.output = Linear(width, hidden_size, spec.output_bias)
         if spec.qk_norm is not None:
             norm = NormSpec("rms", spec.qk_norm_eps)
@@ -80,8 +83,7 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, call: Call, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         spec = self.spec
-        query = self._heads(self.query(x), spec.heads, "query_norm", call)
-        key = self._heads(self.key(x), spec.kv_heads, "key_norm", call)
+        query, key = self.rotated(x, call)
         mixed, key_cache, value_cache = cached_attention(
             query,
             key,
@@ -97,7 +99,14 @@ class Attention(Mixer):
             window=spec.window,
             softcap=spec.softcap,
         )
+        if self.gate is not None:
+            mixed = mixed * self.gate(x).sigmoid()
         return self.output(mixed), [key_cache, value_cache]
+
+    def rotated(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Queries and keys as attention compares them [batch, seq, heads * head_dim]."""
+        query = self._heads(self.query(x), self.spec.heads, "query_norm", call)
+        return query, self._heads(self.key(x), self.spec.kv_heads, "key_norm", call)
 
     def _heads(self, x: Tensor, heads: int, norm: str, call: Call) -> Tensor:
         """Normalise and rotate a projection [batch, seq, heads * head_dim]."""
