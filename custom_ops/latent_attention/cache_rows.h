@@ -42,26 +42,43 @@ static void widen_rows(const C* const* rows, int64_t count, int64_t size, float*
   }
 }
 
-// A block of whole tokens as float32: where they lie, or converted into `memory`, which has
-// kBlockKeys rows of `rank` + `rope`.
-static inline void as_float32(const float* const* rows, int64_t, int64_t, int64_t, float*,
-                              const float** out) {
-  for (int64_t j = 0; j < kBlockKeys; j++) out[j] = rows[j];
-}
+// A block of whole tokens as float32. Those of float32 stay where they lie.
 template <class C>
-static inline void as_float32(const C* const* rows, int64_t count, int64_t rank, int64_t rope,
-                              float* memory, const float** out) {
-  const int64_t width = rank + rope;
-  for (int64_t j = 0; j < kBlockKeys; j++) out[j] = memory + smaller(j, count - 1) * width;
-  for (int64_t j = 0; j < count; j++) {
-    float* to = memory + j * width;
-    const C* key = rows[j] + rank;
-    widen(rows[j], rank, splat(scale_of_row(rows[j])), to);
-    widen(key, rope, splat(scale_of_row(key)), to + rank);
+struct Tokens {
+  const C* const* rows;
+  int64_t count, rank, rope;
+  float* memory;  // kBlockKeys rows
+  int64_t done = 0;
+
+  static int64_t floats(int64_t rank, int64_t rope) { return kBlockKeys * (rank + rope); }
+
+  void places(const float** out) const {
+    for (int64_t j = 0; j < kBlockKeys; j++) {
+      out[j] = memory + smaller(j, count - 1) * (rank + rope);
+    }
   }
-}
-template <class C>
-constexpr bool kConverts = sizeof(C) < sizeof(float);
+
+  // Converts the rows before `end`: late, so that they are in the first cache when they are used.
+  void need(int64_t end) {
+    for (; done < smaller(end, count); done++) {
+      float* to = memory + done * (rank + rope);
+      const C* key = rows[done] + rank;
+      widen(rows[done], rank, splat(scale_of_row(rows[done])), to);
+      widen(key, rope, splat(scale_of_row(key)), to + rank);
+    }
+  }
+};
+
+template <>
+struct Tokens<float> : Ready {
+  const float* const* rows;
+
+  Tokens(const float* const* found, int64_t, int64_t, int64_t, float*) : rows(found) {}
+  static int64_t floats(int64_t, int64_t) { return 0; }
+  void places(const float** out) const {
+    for (int64_t j = 0; j < kBlockKeys; j++) out[j] = rows[j];
+  }
+};
 
 }  // namespace latent
 }  // namespace EDGE_ISA

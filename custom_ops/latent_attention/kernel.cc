@@ -156,7 +156,7 @@ class Call {
     rows.query_stride = rows.dim = in_.width();
     rows.v_dim = in_.rank_dim;
     const int64_t own = Rows::floats(rows.count, rows.v_dim);
-    const int64_t converted = kConverts<C> ? kBlockKeys * in_.width() : 0;
+    const int64_t converted = Tokens<C>::floats(in_.rank_dim, in_.rope_dim);
     Scratch scratch(size_t(own + kTileScores + converted) * sizeof(float));
     if (scratch.failed()) return Scratch::error();
     float* scores = scratch.as<float>() + own;
@@ -166,14 +166,22 @@ class Call {
     const int64_t share = round_up((high - low + row.splits - 1) / row.splits, kBlockKeys);
     low = smaller(low + split * share, high);
     high = smaller(low + share, high);
-    const Strip<C> tokens = strip(b);
+    const Strip<C> strip = this->strip(b);
+    const C* places[2][kBlockKeys];
+    const C **found = places[0], **next = places[1];
+    if (low < high) strip.find(low, smaller(kBlockKeys, high - low), kBlockKeys, next);
     for (int64_t from = low; from < high; from += kBlockKeys) {
-      const C* found[kBlockKeys];
-      const float* keys[kBlockKeys];
+      const C** rest = found;
+      found = next;
+      next = rest;
       const int64_t count = smaller(kBlockKeys, high - from);
-      tokens.find(from, count, kBlockKeys, found);
-      as_float32(found, count, in_.rank_dim, in_.rope_dim, scores + kTileScores, keys);
-      attend_block(rows, {from, count, keys, keys}, scores);
+      const int64_t after = smaller(from + kBlockKeys, high - 1);  // in range at the end too
+      strip.find(after, smaller(kBlockKeys, high - after), kBlockKeys, next);
+      Tokens<C> tokens{found, count, in_.rank_dim, in_.rope_dim, scores + kTileScores};
+      const float* keys[kBlockKeys];
+      tokens.places(keys);
+      const auto ahead = reinterpret_cast<const char* const*>(next);
+      attend_block(rows, {from, count, keys, keys, ahead, sizeof(C)}, tokens, scores);
     }
     if (row.splits == 1) {
       give(rows, queries, in_.width());
@@ -230,7 +238,9 @@ class Call {
           keys[j] = expanded + (at + smaller(j, count - 1)) * width;
           values[j] = keys[j] + rows.dim;
         }
-        attend_block(rows, {from + at, count, keys, values}, scores);
+        const auto ahead = reinterpret_cast<const char* const*>(keys);  // they are near already
+        Ready ready;
+        attend_block(rows, {from + at, count, keys, values, ahead, sizeof(float)}, ready, scores);
       }
     }
     const int64_t at = ((b * in_.seq + rows.first) * in_.heads + head) * in_.value_dim;

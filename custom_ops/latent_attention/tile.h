@@ -23,14 +23,21 @@ constexpr size_t kScoreRows = 2, kScoreKeys = 4, kMixRows = 4, kMixVectors = 2;
 static_assert(kBlockKeys % kScoreKeys == 0 && kBlockKeys % kLanes == 0);
 static_assert(kRowTile % kScoreRows == 0 && kRowTile % kMixRows == 0);
 
+// Something that is needed soon, in steps of `element` bytes for each column of a key.
+struct Ahead {
+  const char* at;
+  size_t element;
+};
+
 // scores[r][k] = query r times key k.
 static inline void score_group(const float* const* queries, const float* const* keys, size_t dim,
-                               float* scores) {
+                               Ahead ahead, float* scores) {
   constexpr size_t kSums = kScoreRows * kScoreKeys;
   static_assert(kSums % kLanes == 0);
   F32 sums[kSums] = {};
   size_t d = 0;
   for (; d + kLanes <= dim; d += kLanes) {
+    prefetch(ahead.at + d * ahead.element);
     F32 q[kScoreRows];
 #pragma unroll
     for (size_t r = 0; r < kScoreRows; r++) q[r] = load(queries[r] + d);
@@ -173,23 +180,36 @@ struct Rows {
   }
 };
 
-// A block of keys and the values that belong to them; pointers are repeated up to kBlockKeys.
+// A block of keys and the values that belong to them, and the keys of the next block as they lie in
+// the cache; pointers are repeated up to kBlockKeys.
 struct Block {
   int64_t from, count;
   const float* const* keys;
   const float* const* values;
+  const char* const* ahead;
+  size_t element;  // bytes
+};
+
+// A block whose keys and values are there. Others are made as they are first needed.
+struct Ready {
+  void need(int64_t) {}
 };
 
 // Rows beyond the last one repeat it; their results are not looked at.
+template <class Source>
 static inline void score_rows(const Rows& rows, int64_t row, int64_t count, const Block& block,
-                              int64_t keys, float* scores) {
+                              int64_t keys, Source& source, float* scores) {
   for (int64_t k = 0; k < keys; k += kScoreKeys) {
+    source.need(k + int64_t(kScoreKeys));
     for (int64_t r = 0; r < count; r += kScoreRows) {
       const float* queries[kScoreRows];
       for (size_t i = 0; i < kScoreRows; i++) {
         queries[i] = rows.query + smaller(row + r + int64_t(i), rows.count - 1) * rows.query_stride;
       }
-      score_group(queries, block.keys + k, size_t(rows.dim), scores + r * kBlockKeys + k);
+      // While a group of keys is multiplied, as many of the next block are fetched.
+      const int64_t next = k + r / int64_t(kScoreRows) % int64_t(kScoreKeys);
+      score_group(queries, block.keys + k, size_t(rows.dim), {block.ahead[next], block.element},
+                  scores + r * kBlockKeys + k);
     }
   }
 }
@@ -210,13 +230,14 @@ static inline void mask_rows(const Rows& rows, int64_t row, int64_t count, const
 // `scores` has kTileScores floats.
 constexpr int64_t kTileScores = kRowTile * kBlockKeys;
 
+template <class Source>
 EDGE_OUT_OF_LINE static void attend_tile(const Rows& rows, int64_t row, const Block& block,
-                                         float* scores) {
+                                         Source& source, float* scores) {
   const int64_t real = smaller(rows.count - row, kRowTile), count = Rows::padded(real);
   const int64_t last = row + real - 1;
   const int64_t keys = smaller(block.count, rows.position(last) + 1 - block.from);
   if (keys <= 0 || block.from + keys <= rows.oldest(row)) return;
-  score_rows(rows, row, count, block, keys, scores);
+  score_rows(rows, row, count, block, keys, source, scores);
   const bool is_whole = keys == kBlockKeys && block.from + keys - 1 <= rows.position(row) &&
                         block.from >= rows.oldest(last);
   if (!is_whole) mask_rows(rows, row, count, block, keys, scores);
@@ -229,8 +250,12 @@ EDGE_OUT_OF_LINE static void attend_tile(const Rows& rows, int64_t row, const Bl
                 size_t(rows.v_dim), decay, rows.output + row * rows.v_dim, size_t(rows.v_dim));
 }
 
-static inline void attend_block(const Rows& rows, const Block& block, float* scores) {
-  for (int64_t row = 0; row < rows.count; row += kRowTile) attend_tile(rows, row, block, scores);
+template <class Source>
+static inline void attend_block(const Rows& rows, const Block& block, Source& source,
+                                float* scores) {
+  for (int64_t row = 0; row < rows.count; row += kRowTile) {
+    attend_tile(rows, row, block, source, scores);
+  }
 }
 
 }  // namespace latent
