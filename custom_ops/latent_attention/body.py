@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgewright.custom_ops import int8_rows
 from edgewright.custom_ops.latent_attention.spec import SPEC
 from edgewright.custom_ops.paged_cache import Steps, read_places, visible, write, written_places
 from edgewright.custom_ops.recorder import RecordedFunction, Recorder
+
+_END = (2**62,)  # of a slice
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,20 @@ def _record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
     index = op(
         "Concat", op("Unsqueeze", page, (2,)), op("Unsqueeze", slot, (2,)), axis=2
     )  # [B, S, 2]
-    tokens = op("GatherND", op("Concat", latent, key_rope, axis=2), source)
+    quantised = int8_rows.is_int8(op, cache)
+    parts = [int8_rows.to_cache(op, part, quantised) for part in (latent, key_rope)]
+    tokens = op("GatherND", op("Concat", *parts, axis=2), source)
     new_cache = write(op, steps, cache, index, op("CastLike", tokens, cache))
 
     position, page, slot = read_places(op, steps, table)
     flat = op("Reshape", new_cache, op("Concat", (-1,), op.dim(cache, 2), axis=0))
     rows = op("Gather", flat, op("Add", op("Mul", page, steps.page), slot), axis=0)
-    rows = op("Unsqueeze", op("CastLike", rows, query), (1,))  # [B, 1, T, R+Dr]
+    parts = [op("Slice", rows, (0,), sizes.rank, (2,)), op("Slice", rows, sizes.rank, _END, (2,))]
+    latents, rotated = (
+        op("Unsqueeze", int8_rows.from_cache(op, part, quantised), (1,)) for part in parts
+    )
     allowed = op("Unsqueeze", visible(op, steps, position), (1,))
-    operands = _operands(op, steps, sizes, query, rows, up, allowed)
+    operands = _operands(op, steps, sizes, query, latents, rotated, up, allowed)
     attended = op(
         "If",
         _absorbed_is_cheaper(op, operands),
@@ -90,7 +98,8 @@ def _operands(
     steps: Steps,
     sizes: _Sizes,
     query: ir.Value,
-    rows: ir.Value,
+    latents: ir.Value,
+    rotated: ir.Value,
     up: ir.Value,
     allowed: ir.Value,
 ) -> _Operands:
@@ -99,16 +108,15 @@ def _operands(
     queries = op("Transpose", op("Reshape", scaled, by_head), perm=[0, 2, 1, 3])
     by_head = op("Concat", sizes.heads, (-1,), sizes.rank, axis=0)
     ups = op("Reshape", op("CastLike", up, query), by_head)  # [H, Dn+Dv, R]
-    end = 2**62
     return _Operands(
         steps=steps,
         sizes=sizes,
         nope=op("Slice", queries, (0,), sizes.nope, (3,)),
-        rope=op("Slice", queries, sizes.nope, (end,), (3,)),
-        latent=op("Slice", rows, (0,), sizes.rank, (3,)),
-        key_rope=op("Slice", rows, sizes.rank, (end,), (3,)),
+        rope=op("Slice", queries, sizes.nope, _END, (3,)),
+        latent=latents,
+        key_rope=rotated,
         up_key=op("Slice", ups, (0,), sizes.nope, (1,)),
-        up_value=op("Slice", ups, sizes.nope, (end,), (1,)),
+        up_value=op("Slice", ups, sizes.nope, _END, (1,)),
         allowed=allowed,
     )
 

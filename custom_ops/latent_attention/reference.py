@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from edgewright.custom_ops import int8_rows_torch
+
 
 def reference(
     query: Tensor,
@@ -29,20 +31,22 @@ def reference(
     real = offset < length[:, None]
 
     pages = table.gather(1, torch.where(real, position, 0) // page)
-    tokens = torch.cat((latent, key_rope), -1)[real].to(cache.dtype)
+    tokens = torch.cat((_stored(latent[real], cache), _stored(key_rope[real], cache)), -1)
     written = cache.index_put((pages[real], (position % page)[real]), tokens)
 
     held = start + length
     total = max(int(held.max()), 1)
-    rows = _read(written, table, held, total).to(query.dtype)  # [B, T, R+Dr]
+    rows = _read(written, table, held, total)  # [B, T, R+Dr]
+    latents = _decoded(rows[..., :rank]).to(query.dtype)
+    rotated = _decoded(rows[..., rank:]).to(query.dtype)
     queries = (query * scale).view(batch, seq, num_heads, -1).transpose(1, 2)  # [B, H, S, Dn+Dr]
     nope = queries.shape[3] - rope
-    expanded = linear(rows[..., :rank], up.to(query.dtype))
+    expanded = linear(latents, up.to(query.dtype))
     by_head = expanded.view(batch, total, num_heads, -1).transpose(1, 2)  # [B, H, T, Dn+Dv]
     keys, values = by_head[..., :nope], by_head[..., nope:]
 
     scores = queries[..., :nope] @ keys.transpose(-1, -2)  # [B, H, S, T]
-    scores = scores + queries[..., nope:] @ rows[:, None, :, rank:].transpose(-1, -2)
+    scores = scores + queries[..., nope:] @ rotated[:, None].transpose(-1, -2)
     distance = position[:, :, None] - torch.arange(total, device=query.device)
     allowed = distance >= 0
     if window > 0:
@@ -72,6 +76,14 @@ def fake(
     nope = query.shape[2] // num_heads - key_rope.shape[2]
     width = up.shape[0] - num_heads * nope
     return query.new_empty((*query.shape[:2], width)), torch.empty_like(cache)
+
+
+def _stored(new: Tensor, cache: Tensor) -> Tensor:
+    return int8_rows_torch.encode(new) if cache.dtype == torch.int8 else new.to(cache.dtype)
+
+
+def _decoded(rows: Tensor) -> Tensor:
+    return int8_rows_torch.decode(rows) if rows.dtype == torch.int8 else rows
 
 
 def _read(cache: Tensor, table: Tensor, held: Tensor, total: int) -> Tensor:

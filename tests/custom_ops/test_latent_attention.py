@@ -1,4 +1,4 @@
-"""Reference and body of LatentAttention against float64, token by token."""
+"""Reference, body and kernel of LatentAttention against float64, token by token."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgewright.custom_ops import OPS
 from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.latent_attention import reference as torch_reference
+from tests.custom_ops.cache_values import cached, held, unseen
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 EPSILON = float(np.finfo(np.float32).eps)
@@ -54,16 +55,19 @@ class Case:
         """Whatever may not be looked at is NaN, or a table entry far out of range."""
         rng = np.random.default_rng(seed)
         batch, sizes = len(self.start), self.sizes
-        held = max(s + n for s, n in zip(self.start, self.length, strict=True))
-        page = self.page or max(held, 1) + 5
-        pages = -(-(held + 3) // page)
+        most = max(s + n for s, n in zip(self.start, self.length, strict=True))
+        page = self.page or max(most, 1) + 5
+        pages = -(-(most + 3) // page)
         table = np.arange(batch * pages) if not self.page else rng.permutation(batch * pages + 2)
         table = table[: batch * pages].reshape(batch, pages).astype(np.int64)
-        pool = np.full((batch * pages + 2 * bool(self.page), page, sizes.rank + sizes.rope), np.nan)
+        width = sizes.rank + sizes.rope
+        pool = np.full((batch * pages + 2 * bool(self.page), page, width), unseen(self.dtype))
+        pool = pool.astype(self.dtype)
         for row, start in enumerate(self.start):
             at = np.arange(start)
-            pool[table[row, at // page], at % page] = _normal(rng, (start, pool.shape[2]))
-        arrays: Arrays = {"table": table, "cache": pool.astype(self.dtype)}
+            places = table[row, at // page], at % page
+            pool[places] = self.stored(_normal(rng, (start, width)))
+        arrays: Arrays = {"table": table, "cache": pool}
         for name, width in (
             ("query", sizes.heads * (sizes.nope + sizes.rope)),
             ("latent", sizes.rank),
@@ -79,6 +83,15 @@ class Case:
         arrays["start"] = np.array(self.start, np.int64)
         arrays["length"] = np.array(self.length, np.int64)
         return {tensor.name: arrays[tensor.name] for tensor in OPS["LatentAttention"].inputs}
+
+    def stored(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """[..., R+Dr] as the cache keeps it: a latent and a rotated key are a row each."""
+        parts = tokens[..., : self.sizes.rank], tokens[..., self.sizes.rank :]
+        return np.concatenate([cached(part, self.dtype) for part in parts], -1)
+
+    def seen(self, cache: NDArray[Any]) -> NDArray[np.float64]:
+        parts = cache[..., : self.sizes.rank], cache[..., self.sizes.rank :]
+        return np.concatenate([held(np.ascontiguousarray(part)) for part in parts], -1)
 
     def tensors(self) -> list[torch.Tensor]:
         """As `arrays`, for torch, which takes no bfloat16 from numpy."""
@@ -124,6 +137,12 @@ CASES = [
 ]
 
 
+CASES += [
+    Case(SIZES[2 + i % 2], *steps, dtype="int8", page=16 * (i % 2), window=29 * (i % 3 == 2))
+    for i, steps in enumerate(STEPS)
+]
+
+
 @dataclass(frozen=True)
 class Expected:
     output: NDArray[np.float64]
@@ -136,17 +155,17 @@ def expected(case: Case) -> Expected:
     """Token by token and head by head in float64."""
     arrays, sizes = case.arrays(), case.sizes
     rank, nope, scale = sizes.rank, sizes.nope, case.attributes["scale"]
-    held = arrays["cache"].copy()
-    page = held.shape[1]
+    pool = arrays["cache"].copy()
+    page = pool.shape[1]
     ups = arrays["up"].astype(np.float64).reshape(sizes.heads, nope + sizes.value, rank)
     output = np.zeros((len(case.start), case.seq, sizes.heads, sizes.value))
     worst = 0.0
     for row, (start, length) in enumerate(zip(case.start, case.length, strict=True)):
         position = np.arange(start + length)
         at = arrays["table"][row, position // page], position % page
-        new = np.concatenate((arrays["latent"][row], arrays["key_rope"][row]), -1)
-        held[at[0][start:], at[1][start:]] = new[:length]
-        tokens = held[at].astype(np.float64)
+        new = np.concatenate((arrays["latent"][row], arrays["key_rope"][row]), -1)[:length]
+        pool[at[0][start:], at[1][start:]] = case.stored(new)
+        tokens = case.seen(pool[at])
         queries = arrays["query"][row].reshape(case.seq, sizes.heads, -1).astype(np.float64)
         for head, up in enumerate(ups):
             keys = np.concatenate((tokens[:, :rank] @ up[:nope].T, tokens[:, rank:]), -1)
@@ -164,7 +183,7 @@ def expected(case: Case) -> Expected:
     # A score is off by at most about epsilon times the sum of its terms' sizes; a weight by as
     # much relatively; values are about 4 at most.
     tolerance = 4 * EPSILON * (1 + worst)
-    return Expected(output.reshape(len(case.start), case.seq, -1), held, tolerance)
+    return Expected(output.reshape(len(case.start), case.seq, -1), pool, tolerance)
 
 
 def check(case: Case, results: Sequence[NDArray[Any]]) -> None:
