@@ -8,7 +8,7 @@ namespace edge {
 namespace EDGE_ISA {
 namespace gated_delta {
 
-constexpr int64_t kFewSteps = 8;  // up to here, chunks cost more than they save
+constexpr int64_t kFewSteps = 6;  // up to here, chunks cost more than they save
 
 class GatedDelta {
  public:

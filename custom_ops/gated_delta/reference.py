@@ -30,7 +30,8 @@ def reference(
 
     def by_head(tensor: Tensor, heads: int) -> Tensor:
         """[B, S, H, last] with zeros in the place of padded steps, whatever they hold."""
-        tensor = tensor.masked_fill(~real[:, :, None], 0.0).reshape(batch, seq, heads, -1)
+        tensor = tensor.masked_fill(~real[:, :, None], 0.0)
+        tensor = tensor.view(batch, seq, heads, tensor.shape[2] // heads)
         return tensor.repeat_interleave(num_heads // heads, dim=2)
 
     key_heads = key.shape[2] // size

@@ -6,6 +6,8 @@ state after them come out. Chunks of steps are matrix products, so that it also 
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -36,7 +38,8 @@ def reference(
         """[B, K, *split, L, last] with zeros in the place of padded steps, whatever they hold."""
         tensor = tensor.masked_fill(~real[:, :, None], 0.0)
         tensor = pad(tensor, (0, 0, 0, chunks * chunk - seq))
-        tensor = tensor.reshape(batch, chunks, chunk, *split, -1)
+        last = tensor.shape[2] // prod(split)
+        tensor = tensor.reshape(batch, chunks, chunk, *split, last)
         return tensor.movedim(2, -2)
 
     steps = chunked(dt, groups, each)[..., 0]  # [B, K, G, E, L]: E heads a group
