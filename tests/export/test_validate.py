@@ -19,29 +19,11 @@ from edgewright.artifacts.errors import PackageError
 from edgewright.export.validate import Report, validate
 from edgewright.export.validate.metrics import Difference
 from edgewright.export.validate.report import GreedyCheck, LogitCheck
+from tests.export.spoiling import node, respoken
 
 
 def _validate(package: Path, checkpoint: Path, **options: bool) -> Report:
     return validate(package, checkpoint, prompt_tokens=(1, 20), greedy_tokens=8, seed=3, **options)
-
-
-def _respoken(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """A copy whose graph was changed, and whose manifest vouches for it all the same."""
-    shutil.copytree(source, target)
-    path = target / "variants" / "cpu" / "model.onnx"
-    model = onnx.load(path, load_external_data=False)
-    change(model)
-    data = model.SerializeToString()
-    path.write_bytes(data)
-    manifest = json.loads((target / "manifest.json").read_text())
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    manifest["files"]["variants/cpu/model.onnx"] = entry
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    return target
-
-
-def _node(model: onnx.ModelProto, op: str, index: int) -> onnx.NodeProto:
-    return [node for node in model.graph.node if node.op_type == op][index]
 
 
 def test_a_right_package_passes_and_keeps_the_evidence(
@@ -83,11 +65,11 @@ def test_a_changed_attribute_is_found(
     layer: str,
 ) -> None:
     def spoil(model: onnx.ModelProto) -> None:
-        for each in _node(model, op, index).attribute:
+        for each in node(model, op, index).attribute:
             if each.name == attribute:
                 each.f *= factor
 
-    spoiled = _respoken(package.root, tmp_path / "spoiled", spoil)
+    spoiled = respoken(package.root, tmp_path / "spoiled", spoil)
     report = _validate(spoiled, checkpoint)
     assert not report.passed
     assert report.culprit is not None
@@ -98,7 +80,7 @@ def test_a_changed_attribute_is_found(
 
 
 def _swap_states(model: onnx.ModelProto) -> None:
-    first, second = _node(model, "CachedAttention", 1), _node(model, "CachedAttention", 2)
+    first, second = node(model, "CachedAttention", 1), node(model, "CachedAttention", 2)
     first.input[3], second.input[3] = second.input[3], first.input[3]
 
 
@@ -115,17 +97,17 @@ def _divide_the_residual(model: onnx.ModelProto) -> None:
 
 def _turn_elsewhere(model: onnx.ModelProto) -> None:
     """Of the positions, the one sum of whole numbers."""
-    _node(model, "Add", 0).op_type = "Mul"
+    node(model, "Add", 0).op_type = "Mul"
 
 
 @pytest.mark.parametrize(
     ("spoil", "layer", "op"),
     [
-        (lambda m: setattr(_node(m, "Sigmoid", 1), "op_type", "Tanh"), "layers.1", "Tanh"),
+        (lambda m: setattr(node(m, "Sigmoid", 1), "op_type", "Tanh"), "layers.1", "Tanh"),
         (_divide_the_residual, "layers.1", "Sub"),
         (_swap_states, "layers.1", "CachedAttention"),
         (_read_another_layers_weight, "layers.1", "BlockMatMul"),
-        (lambda m: setattr(_node(m, "Sin", 0), "op_type", "Cos"), "the model", "Cos"),
+        (lambda m: setattr(node(m, "Sin", 0), "op_type", "Cos"), "the model", "Cos"),
         (_turn_elsewhere, "the model", "Mul"),
     ],
 )
@@ -137,7 +119,7 @@ def test_a_changed_op_is_found(
     layer: str,
     op: str,
 ) -> None:
-    report = _validate(_respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
+    report = _validate(respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
     assert report.culprit is not None
     told = report.culprit.describe()
     assert told.startswith(f"first difference in {layer}: ") and f"{op} (node " in told
@@ -188,9 +170,9 @@ def test_what_only_later_calls_get_wrong_is_found(
         index = next(i for i, node in enumerate(nodes) if node.op_type == "Add")
         start = nodes[index].input[0]
         nodes[index].input[0] = "nowhere"
-        nodes.insert(index, onnx.helper.make_node("Sub", [start, start], ["nowhere"]))
+        nodes.insert(index, onnx.helper.makenode("Sub", [start, start], ["nowhere"]))
 
-    report = _validate(_respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
+    report = _validate(respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
     passed = {check.schedule: check.passed for check in report.logits if check.prompt_tokens == 20}
     assert passed["at once"] and not passed["in sevens"]
     assert report.culprit is not None and report.culprit.schedule == "in sevens"

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from edgewright.artifacts.errors import CheckpointError
@@ -165,6 +166,42 @@ def test_gpt_oss_as_published_in_mxfp4(tmp_path: Path) -> None:
     written = json.dumps({**published, "quantization_config": quantised})
     (packed / "config.json").write_text(written)
     (plain / "config.json").write_text(json.dumps(published))
+    _assert_same(open_model(packed), open_model(plain))
+    ids = list(range(3, 33))
+    found = run_in_chunks(open_model(packed).materialise(), ids, [30])
+    assert zoo.error(found, zoo.reference_logits(plain, ids)) <= zoo.TOLERANCE
+
+
+def test_deepseek_v3_as_published_in_fp8(tmp_path: Path) -> None:
+    """Matrices in blocks, with a layer more that guesses ahead, and plain as transformers has them;
+    the router and its correction are never in blocks."""
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    config, block = LATENT["DeepSeek-V3"], [16, 16]
+    zoo.save_random_model(AutoConfig.for_model(**config), plain, seed="fp8")
+    tensors = _with_a_layer_ahead(load_file(plain / "model.safetensors"))
+    in_blocks: Tensors = {}
+    generator = torch.Generator().manual_seed(5)
+    for name in [n for n in tensors if re.search(r"_proj(_with_mqa)?\.weight$", n)]:
+        grid = [-(-size // 16) for size in tensors[name].shape]
+        if len(grid) == 1:
+            continue
+        weight = (tensors[name] * 100).to(torch.float8_e4m3fn)
+        scales = torch.rand(grid, generator=generator) * 0.01 + 0.005
+        in_blocks |= {name: weight, f"{name}_scale_inv": scales}
+        tensors[name] = _dequantize_fp8_weight(weight, scales, block, torch.float32)
+    packed.mkdir()
+    save_file(tensors | in_blocks, packed / "model.safetensors", metadata={"format": "pt"})
+    kept = {n: t for n, t in tensors.items() if not n.startswith("model.layers.3.")}
+    save_file(kept, plain / "model.safetensors", metadata={"format": "pt"})
+    quantised = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": block,
+    }
+    written = json.dumps({**config, "quantization_config": quantised})
+    (packed / "config.json").write_text(written)
+    (plain / "config.json").write_text(json.dumps(config))
     _assert_same(open_model(packed), open_model(plain))
     ids = list(range(3, 33))
     found = run_in_chunks(open_model(packed).materialise(), ids, [30])
