@@ -170,7 +170,7 @@ def test_what_only_later_calls_get_wrong_is_found(
         index = next(i for i, node in enumerate(nodes) if node.op_type == "Add")
         start = nodes[index].input[0]
         nodes[index].input[0] = "nowhere"
-        nodes.insert(index, onnx.helper.makenode("Sub", [start, start], ["nowhere"]))
+        nodes.insert(index, onnx.helper.make_node("Sub", [start, start], ["nowhere"]))
 
     report = _validate(respoken(package.root, tmp_path / "spoiled", spoil), checkpoint)
     passed = {check.schedule: check.passed for check in report.logits if check.prompt_tokens == 20}
