@@ -37,7 +37,7 @@ struct CausalConv {
       conv::keep_inputs(row, first, last, count);
       clear_steps(row.y, channels, count, steps, first, last);
     };
-    return for_channels(context, rows, channels, (steps + 1) * taps, task);
+    return for_channels(context, rows, channels, (steps + 1) * taps / 2, task);
   }
 
  private:
