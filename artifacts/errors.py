@@ -35,3 +35,7 @@ class ToolchainError(EdgewrightError):
 
 class TrainingError(EdgewrightError):
     """There is nothing to train on, or the run cannot start or go on."""
+
+
+class ConversionError(EdgewrightError):
+    """The checkpoint cannot be given the shape that was asked for."""

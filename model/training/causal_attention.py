@@ -27,9 +27,10 @@ class CausalAttention(Attention):
         spec = self.spec
         batch, seq = x.shape[:2]
         value = self.value(x)
-        query = self._heads(self.query(x), spec.heads, "query_norm", call) * spec.scale
-        key = self._heads(self.key(x), spec.kv_heads, "key_norm", call)
-        query = _split(query.to(value.dtype), spec.kv_heads, spec.heads // spec.kv_heads)
+        query, key = self.rotated(x, call)
+        query = _split(
+            (query * spec.scale).to(value.dtype), spec.kv_heads, spec.heads // spec.kv_heads
+        )
         key, value = (_split(t.to(value.dtype), spec.kv_heads, 1)[:, 0] for t in (key, value))
         mixed: Tensor = _BlockedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
         mixed = mixed.view(batch, spec.heads, seq, -1).transpose(1, 2).flatten(2)

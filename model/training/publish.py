@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -16,41 +15,9 @@ from edgewright.artifacts.errors import TrainingError
 from edgewright.artifacts.json_text import Json
 from edgewright.model.architectures.latent_hybrid import LATENT_ATTENTION, MAMBA2
 from edgewright.model.decoder import Decoder
-from edgewright.model.mixers.attention import Attention
-from edgewright.model.mixers.latent_attention import LatentAttention
-from edgewright.model.mixers.state_space_dual import StateSpaceDual
+from edgewright.model.published_names import published_name
 from edgewright.model.training.recipe import Recipe
 from edgewright.model.training.vocabulary import END_OF_TEXT_ID
-
-# Our parameter names → the published ones; the reverse of what architectures/llama.py and
-# architectures/latent_hybrid.py read.
-_NAMES = (
-    (r"^embedding\.", "model.embed_tokens."),
-    (r"^norm\.", "model.norm."),
-    (r"^layers\.", "model.layers."),
-    (r"\.feed_forward\.(gate|up|down)\.", r".mlp.\1_proj."),
-    (r"\.mixer_norm\.", ".input_layernorm."),
-    (r"\.feed_forward_norm\.", ".post_attention_layernorm."),
-)
-_MIXER_NAMES: dict[type[nn.Module], dict[str, str]] = {
-    Attention: {part: f"self_attn.{part[0]}_proj" for part in ("query", "key", "value", "output")},
-    LatentAttention: {
-        "query": "self_attn.q_proj",
-        "latent": "self_attn.kv_a_proj_with_mqa",
-        "latent_norm": "self_attn.kv_a_layernorm",
-        "up": "self_attn.kv_b_proj.weight",
-        "output": "self_attn.o_proj",
-    },
-    StateSpaceDual: {
-        "input": "mamba.in_proj",
-        "conv": "mamba.conv1d",
-        "step_bias": "mamba.dt_bias",
-        "parametrizations.decay.original": "mamba.A_log",
-        "skip": "mamba.D",
-        "norm": "mamba.norm",
-        "output": "mamba.out_proj",
-    },
-}
 
 
 def model_settings(recipe: Recipe, vocabulary: int) -> dict[str, Json]:
@@ -115,10 +82,15 @@ def save_settings(out: Path, settings: dict[str, Json]) -> None:
 
 def save_weights(out: Path, decoder: Decoder) -> None:
     tensors = {
-        _published(name, decoder): _half(name, parameter)
+        published_name(name, _mixer_kind(name, decoder)): _half(name, parameter)
         for name, parameter in decoder.named_parameters()
     }
     replace_tensors(out / "model.safetensors", tensors, {"format": "pt"})
+
+
+def _mixer_kind(name: str, decoder: Decoder) -> type[nn.Module]:
+    layer, _, within = name.partition(".mixer.")
+    return type(decoder.get_submodule(f"{layer}.mixer")) if within else nn.Module
 
 
 def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -133,18 +105,6 @@ def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, 
         os.fsync(file.fileno())
     partial.chmod(0o644)  # the library makes it readable by its owner alone
     partial.replace(path)
-
-
-def _published(name: str, decoder: Decoder) -> str:
-    layer, _, within = name.partition(".mixer.")
-    if within:
-        mixer = decoder.get_submodule(f"{layer}.mixer")
-        named = next(names for kind, names in _MIXER_NAMES.items() if isinstance(mixer, kind))
-        ours = next(ours for ours in named if within == ours or within.startswith(f"{ours}."))
-        name = f"{layer}.{named[ours]}{within.removeprefix(ours)}"
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _half(name: str, parameter: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Checkpoints in, checkpoints of another shape out: grouped-query attention becomes latent."""
