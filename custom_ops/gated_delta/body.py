@@ -65,9 +65,9 @@ def _scan(op: Recorder, state: ir.Value, steps: list[ir.Value]) -> tuple[ir.Valu
     error = step("Sub", value, step("MatMul", key, kept))
     column = step("Transpose", key, perm=[0, 1, 3, 2])
     after = step("Add", kept, step("Mul", column, step("Mul", error, rate)))
-    outputs = [after, step("MatMul", query, after)]
-    for value in outputs:  # a Scan needs to know that much, even where no rank is known
-        value.shape, value.type = ir.Shape([None] * 4), ir.TensorType(ir.DataType.FLOAT)
-    body = step.graph(outputs, inputs)
+    given = [after, step("MatMul", query, after)]
+    for result in given:  # a Scan needs to know that much, even where no rank is known
+        result.shape, result.type = ir.Shape([None] * 4), ir.TensorType(ir.DataType.FLOAT)
+    body = step.graph(given, inputs)
     new, outputs = op.several("Scan", 2, state, *steps, body=body, num_scan_inputs=len(steps))
     return new, outputs
