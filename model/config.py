@@ -51,7 +51,7 @@ class MoeSpec:
     experts: int
     top_k: int
     intermediate: int
-    activation: Activation = "silu"
+    activation: Activation = "silu"  # relu_squared has no gate
     bias: bool = False
     router_bias: bool = False
     # "softmax" and "sigmoid" score all experts and then pick; "softmax_of_chosen" picks and then
@@ -70,6 +70,9 @@ class MoeSpec:
     # An expert that every token passes, behind a sigmoid gate of its own where there is one.
     shared: MlpSpec | None = None
     shared_gate: bool = False
+    # The width that inputs are projected to for the routed experts, and their results from.
+    latent: int | None = None
+    latent_bias: bool = False
     alpha: float = 1.702
     limit: float = 7.0
 

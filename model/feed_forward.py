@@ -32,45 +32,54 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, hidden_size: int, spec: MoeSpec) -> None:
         super().__init__()
         self.spec = spec
-        inner = (spec.experts, spec.intermediate, hidden_size)
+        width = spec.latent or hidden_size
+        inner = (spec.experts, spec.intermediate, width)
         self.shared = None if spec.shared is None else Mlp(hidden_size, spec.shared)
         self.shared_gate = Linear(hidden_size, 1) if spec.shared_gate else None
         if spec.correction:
             self.correction = nn.Parameter(torch.empty(spec.experts))
         self.router = Linear(hidden_size, spec.experts, spec.router_bias)
-        self.gate = nn.Parameter(torch.empty(inner))
+        if spec.latent is not None:
+            self.into_latent = Linear(hidden_size, spec.latent, spec.latent_bias)
+            self.out_of_latent = Linear(spec.latent, hidden_size, spec.latent_bias)
+        if spec.activation != "relu_squared":
+            self.gate = nn.Parameter(torch.empty(inner))
         self.up = nn.Parameter(torch.empty(inner))
-        self.down = nn.Parameter(torch.empty(spec.experts, hidden_size, spec.intermediate))
+        self.down = nn.Parameter(torch.empty(spec.experts, width, spec.intermediate))
         if spec.bias:
             self.gate_bias = nn.Parameter(torch.empty(inner[:2]))
             self.up_bias = nn.Parameter(torch.empty(inner[:2]))
-            self.down_bias = nn.Parameter(torch.empty(spec.experts, hidden_size))
+            self.down_bias = nn.Parameter(torch.empty(spec.experts, width))
         else:
             self.register_buffer("no_bias", torch.zeros(1, 1, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self._route(self.router(x))
-        bias = self.spec.bias
-        y = routed_experts(
-            x,
-            chosen,
-            weights,
-            self.gate,
-            self.up,
-            self.down,
-            self.gate_bias if bias else self.no_bias,
-            self.up_bias if bias else self.no_bias,
-            self.down_bias if bias else self.no_bias,
-            activation=self.spec.activation,
-            alpha=self.spec.alpha,
-            limit=self.spec.limit,
-        )
+        y = self._routed(x, chosen, weights)
         if self.shared is None:
             return y
         shared: Tensor = self.shared(x)
         if self.shared_gate is not None:
             shared = shared * self.shared_gate(x).sigmoid()
         return y + shared
+
+    def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        spec, bias = self.spec, self.spec.bias
+        y = routed_experts(
+            x if spec.latent is None else self.into_latent(x),
+            chosen,
+            weights,
+            self.up if spec.activation == "relu_squared" else self.gate,
+            self.up,
+            self.down,
+            self.gate_bias if bias else self.no_bias,
+            self.up_bias if bias else self.no_bias,
+            self.down_bias if bias else self.no_bias,
+            activation=spec.activation,
+            alpha=spec.alpha,
+            limit=spec.limit,
+        )
+        return y if spec.latent is None else self.out_of_latent(y)
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Router logits [..., experts] → weights and indices of the chosen [..., top_k]."""

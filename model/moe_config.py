@@ -64,6 +64,6 @@ def _check_groups(reader: ConfigReader, spec: MoeSpec) -> None:
 
 def _read_activation(reader: ConfigReader) -> Activation:
     activation = reader.activation("hidden_act", "silu")
-    if activation == "relu":
-        raise reader.wrong("hidden_act", "relu", "silu or gelu, for routed experts")
+    if activation in ("relu", "relu_squared"):
+        raise reader.wrong("hidden_act", activation, "silu or gelu, for routed experts")
     return activation

@@ -44,6 +44,7 @@ def read_sizes(
     max_context: int,
     head_dim: int | None = None,
     intermediate: int | None = None,
+    layers: int | None = None,
 ) -> Sizes:
     hidden = reader.integer("hidden_size", maximum=_LARGEST)
     heads = reader.integer("num_attention_heads", maximum=_MOST_HEADS)
@@ -63,7 +64,7 @@ def read_sizes(
         kv_heads=kv_heads,
         head_dim=reader.integer("head_dim", head_dim or hidden // heads, maximum=_MOST_HEADS),
         intermediate=reader.integer("intermediate_size", intermediate, maximum=_LARGEST),
-        layers=reader.integer("num_hidden_layers", maximum=_MOST_LAYERS),
+        layers=reader.integer("num_hidden_layers", layers, maximum=_MOST_LAYERS),
         vocab=reader.integer("vocab_size", maximum=_LARGEST),
         max_context=reader.integer("max_position_embeddings", max_context),
     )

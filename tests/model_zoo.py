@@ -20,6 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tests.delta_zoo import DELTA
+from tests.hybrid_zoo import HYBRID
+from tests.latent_zoo import LATENT
 from tests.state_space_zoo import STATE_SPACE
 
 if TYPE_CHECKING:
@@ -53,36 +56,6 @@ _FIVE: dict[str, Json] = {
     "tie_word_embeddings": True,
 }
 _THREE: dict[str, Json] = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
-# Latent attention: every size its own, and rank and rotation in no multiple of a vector.
-_LATENT: dict[str, Json] = {
-    "num_attention_heads": 5,
-    "num_key_value_heads": 5,
-    "kv_lora_rank": 20,
-    "q_lora_rank": 26,
-    "qk_nope_head_dim": 10,
-    "qk_rope_head_dim": 6,
-    "head_dim": 6,
-    "v_head_dim": 14,
-}
-_LATENT_LITE: dict[str, Json] = {
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
-    "kv_lora_rank": 36,
-    "q_lora_rank": None,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8,
-    "head_dim": 8,
-    "v_head_dim": 9,
-    "attention_bias": True,
-}
-_GROUPS: dict[str, Json] = {
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 28,
-    "n_group": 4,
-    "topk_group": 2,
-}
 _MOE: dict[str, Json] = {"num_hidden_layers": 2, "intermediate_size": 36}
 
 
@@ -108,17 +81,9 @@ def _types(pattern: str) -> Json:
     return [{"s": "sliding_attention", "f": "full_attention"}[letter] for letter in pattern]
 
 
-_LONG: list[Json] = [1.0 + 0.5 * i for i in range(7)]
+_LONG: Json = [1.0 + 0.5 * i for i in range(7)]
 _LONG_PARTIAL: Json = [1.0 + 0.7 * i for i in range(6)]
-_SHORT: list[Json] = [1.0 + 0.05 * i for i in range(7)]
-
-_FORTY: Json = _rope(
-    "yarn",
-    factor=40.0,
-    original_max_position_embeddings=32,
-    mscale=0.707,
-    mscale_all_dim=1.1,
-)
+_SHORT: Json = [1.0 + 0.05 * i for i in range(7)]
 
 ENTRIES: dict[str, Entry] = {
     "llama": Entry("llama"),
@@ -393,146 +358,6 @@ ENTRIES: dict[str, Entry] = {
             "rope_parameters": _rope("default", 10000.0),
         },
     ),
-    "lfm2": Entry(
-        "lfm2",
-        {
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention", "conv", "conv"],
-            "block_multiple_of": 10,
-            "block_ffn_dim_multiplier": 1.3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "lfm2-biased": Entry(
-        "lfm2",
-        {
-            **_THREE,
-            "num_hidden_layers": 5,
-            "full_attn_idxs": [0, 3],
-            "conv_bias": True,
-            "conv_L_cache": 5,
-            "block_auto_adjust_ff_dim": False,
-            "rope_parameters": _rope("yarn", 1e4, factor=4.0, original_max_position_embeddings=64),
-        },
-    ),
-    "deepseek-v2": Entry(
-        "deepseek_v2",
-        {
-            **_LATENT,
-            **_GROUPS,
-            "first_k_dense_replace": 1,
-            "topk_method": "group_limited_greedy",
-            "routed_scaling_factor": 1.7,
-            "rope_parameters": _FORTY,
-        },
-    ),
-    "deepseek-v2-lite": Entry(
-        "deepseek_v2",
-        {
-            **_LATENT_LITE,
-            "num_hidden_layers": 2,
-            "n_routed_experts": 5,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 20,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "deepseek-v3": Entry(
-        "deepseek_v3",
-        {**_LATENT, **_GROUPS, "first_k_dense_replace": 1, "rope_parameters": _FORTY},
-    ),
-    "deepseek-v3-halves": Entry(
-        "deepseek_v3",
-        {
-            **_LATENT_LITE,
-            **_GROUPS,
-            "num_hidden_layers": 2,
-            "n_group": 1,
-            "topk_group": 1,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 0,
-            "norm_topk_prob": False,
-            "rope_interleave": False,
-        },
-    ),
-    "deepseek-v3-dense": Entry(
-        "deepseek_v3",
-        {
-            **_LATENT,
-            "num_hidden_layers": 2,
-            "hidden_act": "gelu",
-            "rope_parameters": _rope("linear", factor=3.0),
-        },
-    ),
-    "minicpm3": Entry(
-        "minicpm3",
-        {
-            **_LATENT,
-            "scale_emb": 4,
-            "dim_model_base": 40,
-            "tie_word_embeddings": True,
-            "rope_parameters": _rope(
-                "longrope",
-                short_factor=_SHORT[:3],
-                long_factor=_LONG[:3],
-                original_max_position_embeddings=64,
-            ),
-        },
-        original_length=64,
-    ),
-    "minicpm3-unscaled": Entry(
-        "minicpm3",
-        {
-            **_LATENT_LITE,
-            "v_head_dim": None,
-            "scale_emb": 1,
-            "scale_depth": None,
-            "dim_model_base": None,
-            "mlp_bias": True,
-        },
-    ),
-    "youtu": Entry("youtu", {**_LATENT, "tie_word_embeddings": True, "rope_parameters": _FORTY}),
-    "youtu-halves": Entry("youtu", {**_LATENT_LITE, "rope_interleave": False}),
-    "glm4-moe-lite": Entry(
-        "glm4_moe_lite",
-        {**_LATENT, **_GROUPS, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
-    ),
-    "glm4-moe-lite-grouped": Entry(
-        "glm4_moe_lite",
-        {
-            **_LATENT_LITE,
-            **_GROUPS,
-            "mlp_layer_types": ["sparse", "dense", "sparse"],
-            "norm_topk_prob": False,
-            "rope_interleave": False,
-            "rope_parameters": _FORTY,
-        },
-    ),
-    "recurrent-gemma": Entry(
-        "recurrent_gemma",
-        {
-            "num_hidden_layers": 4,
-            "intermediate_size": 146,
-            "attention_window_size": 9,
-            "rms_norm_eps": 1e-3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "recurrent-gemma-wide": Entry(
-        "recurrent_gemma",
-        {
-            **_THREE,
-            "lru_width": 69,
-            "conv1d_width": 2,
-            "block_types": ["attention", "recurrent"],
-            "attention_bias": True,
-            "attention_window_size": 20,
-            "logits_soft_cap": 5.0,
-            "hidden_activation": "silu",
-            "rope_parameters": _rope("default", 5e4, partial_rotary_factor=0.25),
-        },
-    ),
 }
 
 _LATENT_HYBRID: dict[str, Json] = {
@@ -565,7 +390,13 @@ ENTRIES |= {
     ),
 }
 
+ENTRIES |= {name: Entry(kind, config) for name, (kind, config) in HYBRID.items()}
+ENTRIES |= {name: Entry(*fields) for name, fields in LATENT.items()}
 ENTRIES |= {name: Entry(kind, config, base={}) for name, (kind, config) in STATE_SPACE.items()}
+ENTRIES |= {
+    name: Entry(kind, config, base={} if "text_config" in config else _BASE)
+    for name, (kind, config) in DELTA.items()
+}
 
 
 def write_checkpoint(name: str, directory: Path, dtype: DtypeName = "float32") -> Path:
@@ -590,11 +421,13 @@ def save_random_model(
     config: PreTrainedConfig, path: Path, *, seed: str, dtype: DtypeName = "float32"
 ) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    seeing = hasattr(config, "vision_config")
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        kind = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+        model = kind.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
             parameter.copy_(_random_weight(name, parameter, config.model_type, generator))
         # Some learned values are not parameters to transformers.
@@ -617,8 +450,10 @@ def _random_weight(name: str, like: Tensor, model_type: str, generator: Generato
         return noise - 1.5  # with the decays of A_log, a step leaves a tenth to nearly all
     if "bias" in name or "sinks" in name:
         return 0.5 * noise
-    if name.endswith(("A_log", ".D")):
+    if name.endswith("A_log"):
         return 0.8 * noise
+    if name.endswith(".D"):
+        return 0.3 * noise + 1.0
     # RG-LRU: a step leaves a half to nearly all of a state, but not so nearly all that 1 - a² has
     # no digits left in float32.
     if "recurrent_param" in name:
@@ -684,7 +519,10 @@ def prompt(name: str, length: int) -> list[int]:
 
     seed = zlib.crc32(f"{name} {length}".encode())
     generator = torch.Generator().manual_seed(seed)
-    vocab = ENTRIES[name].config["vocab_size"]
+    config = ENTRIES[name].config
+    text = config.get("text_config", config)
+    assert isinstance(text, dict)
+    vocab = text["vocab_size"]
     assert isinstance(vocab, int)
     ids: list[int] = torch.randint(3, vocab, (length,), generator=generator).tolist()
     return ids
