@@ -15,7 +15,8 @@ from edgewright.custom_ops import OPS
 Array = NDArray[Any]
 Inputs = dict[str, Array]
 EPSILON = float(np.finfo(np.float32).eps)
-# Kernel and lowering sum up to so many steps' terms in one product.
+# Kernel and lowering sum up to so many steps' terms in one product. Roundings of a sum of n terms
+# fall either way: they come to about the square root of n, not to n.
 CHUNK = 64
 
 
@@ -131,9 +132,9 @@ class StateSpaceCall:
                 y[row, t] = (read[:, :, None] * h[row]).sum(1) + skip[:, None] * values[:, 0]
                 seen = (abs(read)[:, :, None] * magnitude[row]).sum(1)
                 y_error[row, t] = (abs(read)[:, :, None] * error[row]).sum(1)
-                y_error[row, t] += EPSILON * (size + CHUNK + 4) / 2 * seen
+                y_error[row, t] += EPSILON * (size + CHUNK) ** 0.5 * seen
                 y_error[row, t] += EPSILON * abs(skip[:, None] * values[:, 0])
-        state_error = error + EPSILON * CHUNK / 2 * magnitude
+        state_error = error + EPSILON * CHUNK**0.5 * magnitude
         flat = (*x.shape[:2], heads * width)
         return Judged(y.reshape(flat), h, y_error.reshape(flat), state_error)
 
@@ -183,7 +184,8 @@ class DeltaCall:
     def judge(self, given: Inputs) -> Judged:
         """Keys are of length 1 and beta is at most 2: a step lengthens no error, which can so be
         followed as the length of a column's. Each step adds roundings of the state, the value and
-        of sums over the key's channels and the chunk's steps."""
+        of sums over the key's channels and the chunk's steps; they are independent of those
+        before, so their squares add up."""
         query, key, value, decay, beta, h = (
             given[t.name].astype(np.float64) for t in OPS[self.op].inputs[:6]
         )
@@ -192,7 +194,7 @@ class DeltaCall:
         y = np.zeros((batch, seq, self.heads, self.width))
         y_error = np.zeros_like(y)
         error = np.zeros((batch, self.heads, self.width))
-        roundings = EPSILON * (4 + (self.size + CHUNK) / 2)
+        roundings = EPSILON * (self.size + CHUNK) ** 0.5
         scale = self.size**-0.5
         for row, count in enumerate(given["length"]):
             for t in range(count):
@@ -203,8 +205,8 @@ class DeltaCall:
                 rate = beta[row, t][:, None]
                 length = np.linalg.norm(h[row], axis=1)
                 rounding = EPSILON * np.max(-log * np.exp(log), axis=1) + roundings
-                error[row] = np.max(np.exp(log), axis=1) * error[row]
-                error[row] += rounding * (length + rate * (abs(values) + length))
+                added = rounding * (length + rate * (abs(values) + length))
+                error[row] = np.hypot(np.max(np.exp(log), axis=1) * error[row], added)
                 h[row] *= np.exp(log)
                 known = (keys[:, :, None] * h[row]).sum(1)
                 h[row] += keys[:, :, None] * (rate * (values - known))[:, None]
