@@ -212,16 +212,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "'conv_kernel' is 1",
     ),
     "heads that do not fill mamba2": (
-        {**STATE_SPACE["Mamba-Codestral-7B-v0.1"], "num_heads": 16},
-        "num_heads 16 of head_dim 16 are 256, hidden_size and expand make 128",
+        {**STATE_SPACE["Mamba-Codestral-7B-v0.1"], "num_heads": 8},
+        "num_heads 8 of head_dim 16 are 128, hidden_size and expand make 256",
     ),
     "groups that do not divide the heads": (
         {**STATE_SPACE["Mamba-Codestral-7B-v0.1"], "n_groups": 3},
-        "8 state-space heads are not a multiple of n_groups 3",
+        "16 state-space heads are not a multiple of n_groups 3",
     ),
     "heads that do not fill a hybrid": (
         {**STATE_SPACE["Bamba-9B-v1"], "mamba_n_heads": 6},
-        "mamba_n_heads 6 of 16 values are 96, mamba_expand makes 128",
+        "mamba_n_heads 6 of 16 values are 96, required: 128",
     ),
     "jamba without its norms": (
         {**STATE_SPACE["Jamba-v0.1"], "mamba_inner_layernorms": False},
