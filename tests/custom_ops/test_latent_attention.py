@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -142,6 +144,25 @@ CASES += [
     for i, steps in enumerate(STEPS)
 ]
 
+# Contexts long enough for the kernel to split their keys among threads, or to expand them in
+# several chunks; blocks of rows that end within a step; weights of many columns.
+CASES += [
+    Case(SIZES[2], 1, (1500,), (1,), page=16, weight="bfloat16"),
+    Case(SIZES[2], 1, (1500, 0, 700), (1, 1, 0), dtype="float16"),
+    Case(SIZES[3], 1, (1300, 900), (1, 1), dtype="int8", page=7),
+    Case(SIZES[2], 6, (1100,), (6,), page=16, window=1000),
+    Case(SIZES[2], 130, (600, 11), (130, 130), page=16, weight="float16"),
+    Case(SIZES[3], 150, (500, 0), (150, 99), window=260, dtype="int8", weight="bfloat16"),
+    Case(Sizes(heads=2, rank=40, rope=8, nope=270, value=300), 40, (5, 30), (40, 9)),
+    Case(Sizes(heads=1, rank=530, rope=8, nope=12, value=9), 20, (9,), (20,), dtype="float16"),
+]
+
+
+def _id(case: Case) -> str:
+    sizes = ".".join(map(str, astuple(case.sizes)))
+    rest = (case.seq, case.start, case.length, case.page, case.window, case.dtype, case.weight)
+    return f"{sizes} {' '.join(str(value).replace(' ', '') for value in rest)}"
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -195,18 +216,59 @@ def check(case: Case, results: Sequence[NDArray[Any]]) -> None:
     assert results[1].tobytes() == want.cache_out.tobytes()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=_id)
 def test_reference(case: Case) -> None:
     check(case, [result.numpy() for result in reference(*case.tensors(), **case.attributes)])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=_id)
 def test_body(case: Case, single_op: Op) -> None:
     op = single_op("LatentAttention", case.arrays(), case.attributes, stored=("up",))
     check(case, op.run(None, threads=2))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=_id)
 def test_kernel(case: Case, isa: str, single_op: Op, library: Library) -> None:
     op = single_op("LatentAttention", case.arrays(), case.attributes, stored=("up",))
     check(case, op.run(library, isa, threads=2))
+
+
+@pytest.mark.parametrize("case", CASES[::6], ids=_id)
+def test_kernel_takes_weights_from_any_address(
+    case: Case, isa: str, tmp_path: Path, single_op: Op, library: Library
+) -> None:
+    op = single_op(
+        "LatentAttention",
+        case.arrays(),
+        case.attributes,
+        stored=("up",),
+        folder=tmp_path,
+        misaligned=2,
+    )
+    check(case, op.run(library, isa, threads=1))
+
+
+@pytest.mark.parametrize("side", ["body", "kernel"])
+@pytest.mark.parametrize("case", [replace(c, weight="float16") for c in CASES[::7]], ids=_id)
+def test_in_place(case: Case, side: str, single_op: Op, library: Library) -> None:
+    """A cache bound as input and output stays where it is, and nothing else in it changes."""
+    arrays = case.arrays()
+    op = single_op("LatentAttention", arrays, case.attributes)
+    session = op.session(library if side == "kernel" else None, threads=2)
+    values = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in arrays.items()}
+    binding = session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("output")
+    binding.bind_ortvalue_output("cache_out", values["cache"])
+    session.run_with_iobinding(binding)
+    outputs = binding.get_outputs()
+    assert outputs[1].data_ptr() == values["cache"].data_ptr()
+    check(case, [output.numpy() for output in outputs])
+
+
+def test_precision_of_long_contexts(single_op: Op, library: Library) -> None:
+    case = Case(Sizes(heads=4, rank=512, rope=64, nope=128, value=128), 1, (4095,), (1,))
+    op = single_op("LatentAttention", case.arrays(), case.attributes)
+    error = op.run(library, threads=2)[0] - expected(case).output
+    assert np.abs(error).max() <= 4e-6 * np.abs(expected(case).output).max()
