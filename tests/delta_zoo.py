@@ -5,9 +5,9 @@ from __future__ import annotations
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-# A head that forgets fast gives query · key times its newest value, and the norm after it makes that
-# as large as any other: where query and key are at right angles, only rounding errors are left. The
-# norm's epsilon bounds this, and in wide heads hardly any two are so.
+# A head that forgets fast gives query · key times its newest value, and the norm after it makes
+# that as large as any other: where the two are at right angles, only rounding errors are left. The
+# norm's epsilon bounds this, and in wide heads hardly any are.
 _SAFE: dict[str, Json] = {"rms_norm_eps": 1e-3}
 # Each size its own; value heads are three times the key heads.
 _HEADS: dict[str, Json] = {

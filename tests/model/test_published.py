@@ -20,13 +20,14 @@ from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.loading import LazyModel, open_model
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
+from tests.model.published_delta import DELTA
 from tests.model.published_hybrids import HYBRIDS
 from tests.model.published_latent import LATENT
 from tests.model.published_state_space import STATE_SPACE
 from tests.model.running import run_in_chunks
 
 Tensors = dict[str, Tensor]
-ALL = PUBLISHED | HYBRIDS | LATENT | STATE_SPACE
+ALL = PUBLISHED | DELTA | HYBRIDS | LATENT | STATE_SPACE
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,25 @@ def _with_a_layer_ahead(tensors: Tensors) -> Tensors:
     return tensors | ahead | {f"model.layers.3.{part}.weight": torch.ones(2) for part in own}
 
 
+def _with_more_to_guess_and_see(tensors: Tensors) -> Tensors:
+    """What transformers leaves out of a text decoder, beside the text."""
+    inner = _rename(r"^model\.", "model.language_model.")(tensors)
+    names = ("mtp.layers.0.mlp.up_proj.weight", "mtp.fc.weight", "model.visual.merger.norm.weight")
+    return inner | {name: torch.ones(2) for name in names}
+
+
+def _as_olmo_in_memory(tensors: Tensors) -> Tensors:
+    """Queries, keys and values in one convolution, and norms named as in other models."""
+    layers = {n.split(".q_conv1d.")[0] for n in tensors if ".q_conv1d." in n}
+    joined = {
+        f"{layer}.conv1d.weight": torch.cat([tensors[f"{layer}.{x}_conv1d.weight"] for x in "qkv"])
+        for layer in layers
+    }
+    kept = joined | {n: t for n, t in tensors.items() if "_conv1d." not in n}
+    kept = _rename(r"\.attention_layer_norm\.", ".input_layernorm.")(kept)
+    return _rename(r"\.feedforward_layer_norm\.", ".post_attention_layernorm.")(kept)
+
+
 REWRITES: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
     "old llama with rotary buffers": ("llama", _with_inert_buffers),
     "tied head stored too": ("qwen2", _with_its_own_head),
@@ -105,6 +125,13 @@ REWRITES: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
     "body of mamba2 alone": ("mamba2-grouped", _rename(r"^backbone\.", "")),
     "experts fused, beside shared ones": ("deepseek-v3", _fuse_experts),
     "with a layer that guesses further ahead": ("deepseek-v3", _with_a_layer_ahead),
+    "qwen3-next's experts fused": ("qwen3-next", _fuse_experts),
+    "text of what sees and guesses ahead": ("qwen3.5-text", _with_more_to_guess_and_see),
+    "olmo-hybrid as its modules are named": ("olmo-hybrid", _as_olmo_in_memory),
+    "kimi-linear's dense layer as published": (
+        "kimi-linear",
+        _rename(r"\.0\.block_sparse_moe\.", ".0.mlp."),
+    ),
     "glm with a layer that guesses further ahead": ("glm4-moe-lite", _with_a_layer_ahead),
 }
 
