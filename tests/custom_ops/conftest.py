@@ -1,21 +1,14 @@
-"""One op in a graph of its own, run by ONNX Runtime: with the library in any instruction set, or by
-its function body."""
+"""What the tests of the ops share: the library, the instruction sets, one op in a graph."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from edgewright.artifacts.user_dirs import cache_dir
-from edgewright.custom_ops import DOMAIN, OPS
 from edgewright.custom_ops.compiler import (
     TARGETS_BY_NAME,
     Library,
@@ -24,134 +17,24 @@ from edgewright.custom_ops.compiler import (
     buildable_host,
     compile_units,
 )
-from edgewright.custom_ops.onnx_functions import attach_functions
+from tests.custom_ops import emulated
+from tests.custom_ops.single_op import SingleOp
 
-Array = np.ndarray
 TARGET = TARGETS_BY_NAME[buildable_host()]
+ISAS = (emulated.ISA,) if emulated.ROOT else tuple(TARGET.isas)
 
 
-@dataclass
-class SingleOp:
-    """`stored` inputs become initializers; with a `folder` they are mapped from an external file in
-    which each begins `misaligned` bytes past its alignment. Those in `symbolic` have no sizes."""
-
-    name: str
-    inputs: Mapping[str, Array]
-    attributes: Mapping[str, int | float | str] = field(default_factory=dict)
-    stored: Sequence[str] = ()
-    symbolic: Sequence[str] = ()
-    folder: Path | None = None
-    misaligned: int = 0
-
-    def model(self, body: bool) -> ir.Model:
-        spec = OPS[self.name]
-        values = {}
-        for tensor in spec.inputs:
-            array = self.inputs[tensor.name]
-            kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-            names = [f"{tensor.name}_{i}" for i in range(array.ndim)]
-            shape = ir.Shape(names if tensor.name in self.symbolic else array.shape)
-            value = ir.Value(name=tensor.name, shape=shape, type=kind)
-            if tensor.name in self.stored:
-                value.const_value = ir.tensor(array, name=tensor.name)
-            values[tensor.name] = value
-        attributes = ir.convenience.convert_attributes(dict(self.attributes))
-        node = ir.Node(
-            DOMAIN,
-            self.name,
-            list(values.values()),
-            attributes,
-            num_outputs=len(spec.outputs),
-            version=1,
-        )
-        for tensor, output in zip(spec.outputs, node.outputs, strict=True):
-            binding = {t.type: values[t.name].dtype for t in spec.inputs}
-            dtype = binding.get(tensor.type, ir.DataType.FLOAT)
-            output.name, output.type = tensor.name, ir.TensorType(dtype)
-        graph = ir.Graph(
-            [value for name, value in values.items() if name not in self.stored],
-            node.outputs,
-            nodes=[node],
-            initializers=[values[name] for name in self.stored],
-            opset_imports={"": 23, DOMAIN: 1},
-            name="single_op",
-        )
-        model = ir.Model(graph, ir_version=10)
-        if body:
-            attach_functions(model)
-        return model
-
-    def session(
-        self, library: Library | None, isa: str | None = None, threads: int = 1
-    ) -> ort.InferenceSession:
-        """With a library the body is left out, so that nothing but the kernel can have run."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        if isa is not None:
-            options.add_session_config_entry("edgewright.isa", isa)
-        if library is not None:
-            options.register_custom_ops_library(str(library.path))
-        proto = ir.serde.serialize_model(self.model(body=library is None))
-        if self.folder is not None:
-            self._move_out(proto)
-            key = "session.model_external_initializers_file_folder_path"
-            options.add_session_config_entry(key, str(self.folder))
-        serialized = proto.SerializeToString()
-        return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-
-    def run(
-        self,
-        library: Library | None,
-        isa: str | None = None,
-        threads: int = 1,
-        in_place: bool = False,
-    ) -> list[Array]:
-        """The outputs. `in_place` binds each pair of the spec's as one value, read and written."""
-        session = self.session(library, isa, threads)
-        feed = {name: array for name, array in self.inputs.items() if name not in self.stored}
-        pairs = OPS[self.name].in_place if in_place else ()
-        return bound_run(session, feed, pairs) if pairs else session.run(None, feed)
-
-    def _move_out(self, proto: onnx.ModelProto) -> None:
-        assert self.folder is not None
-        with (self.folder / "weights").open("wb") as file:
-            for tensor in proto.graph.initializer:
-                file.seek(-(-file.tell() // 4096) * 4096 + self.misaligned)
-                offset, data = file.tell(), tensor.raw_data
-                file.write(data)
-                tensor.ClearField("raw_data")
-                tensor.data_location = onnx.TensorProto.EXTERNAL
-                place = {"location": "weights", "offset": offset, "length": len(data)}
-                for key, value in place.items():
-                    tensor.external_data.add(key=key, value=str(value))
-
-
-def bound_run(
-    session: ort.InferenceSession, feed: Mapping[str, Array], pairs: Sequence[tuple[str, str]]
-) -> list[Array]:
-    """Each (input, output) of `pairs` is the same memory, before and after."""
-    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
-    source = {output: name for name, output in pairs}
-    binding = session.io_binding()
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
-    names = [output.name for output in session.get_outputs()]
-    for name in names:
-        if name in source:
-            binding.bind_ortvalue_output(name, values[source[name]])
-        else:
-            binding.bind_output(name)
-    session.run_with_iobinding(binding)
-    outputs = binding.get_outputs()
-    for name, output in zip(names, outputs, strict=True):
-        assert name not in source or output.data_ptr() == values[source[name]].data_ptr(), name
-    return [output.numpy() for output in outputs]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under emulation, what sweeps the kernels of one op."""
+    if emulated.ROOT:
+        kept = [item for item in items if emulated.is_sweep(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")
 def library() -> Library:
-    return build(buildable_host())
+    return build(emulated.TARGET if emulated.ROOT else buildable_host())
 
 
 @pytest.fixture(scope="session")
@@ -159,9 +42,11 @@ def single_op() -> Callable[..., SingleOp]:
     return SingleOp
 
 
-@pytest.fixture(scope="session", params=list(TARGET.isas))
+@pytest.fixture(scope="session", params=ISAS)
 def isa(request: pytest.FixtureRequest, library: Library) -> str:
-    """Every instruction set that this machine has."""
+    """Every instruction set that this machine has, or that is emulated."""
+    if emulated.ROOT:
+        return str(request.param)
     best = ctypes.CDLL(str(library.path)).edgewright_isa
     best.restype = ctypes.c_char_p
     names = list(TARGET.isas)

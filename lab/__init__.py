@@ -1,0 +1,1 @@
+"""Machines that this one is not: each command here makes one, and runs our tests in it."""
