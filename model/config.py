@@ -44,6 +44,8 @@ class MlpSpec:
     activation: Activation = "silu"
     bias: bool = False
     gated: bool = True
+    gate_scale: float = 1.0  # before the activation
+    down_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from edgewright.artifacts.states import StateLayout, StateSpec
 from edgewright.model.call import Call
 from edgewright.model.config import LayerSpec, ModelConfig
 from edgewright.model.feed_forward import build_feed_forward
-from edgewright.model.linear import Linear
+from edgewright.model.linear import Linear, scaled
 from edgewright.model.normalisation import Norm
 from edgewright.model.ops import block_matmul
 from edgewright.model.rope import Rope
@@ -48,11 +48,11 @@ class Layer(nn.Module):
             h = _normed(self.mixer_norm, x)
             mixed, states = self.mixer(h, call, states)
             if self.wiring == "parallel" and self.feed_forward is not None:
-                return x + _scaled(mixed + self.feed_forward(h), scale), states
-            x = x + _scaled(_normed(self.mixer_post_norm, mixed), scale)
+                return x + scaled(mixed + self.feed_forward(h), scale), states
+            x = x + scaled(_normed(self.mixer_post_norm, mixed), scale)
         if self.feed_forward is not None:
             h = self.feed_forward(_normed(self.feed_forward_norm, x))
-            x = x + _scaled(_normed(self.feed_forward_post_norm, h), scale)
+            x = x + scaled(_normed(self.feed_forward_post_norm, h), scale)
         return x, states
 
 
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         ropes = [cast(Rope, rope) for rope in self.ropes]
         call = Call.prepare(input_ids, start, length, ropes)
-        x = _scaled(self.embedding(input_ids), self.config.embedding_scale)
+        x = scaled(self.embedding(input_ids), self.config.embedding_scale)
         after: list[Tensor] = []
         for layer in self._each_layer():
             taken = states[len(after) : len(after) + len(layer.states(""))]
@@ -116,11 +116,7 @@ class Decoder(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         config = self.config
         logits = block_matmul(x, self.embedding.weight) if config.tied_head else self.head(x)
-        logits = _scaled(logits, config.logit_scale)
+        logits = scaled(logits, config.logit_scale)
         if config.logit_softcap:
             logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
         return logits
-
-
-def _scaled(x: Tensor, scale: float) -> Tensor:
-    return x if scale == 1.0 else x * scale

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from edgewright.model.activation import ACTIVATIONS
 from edgewright.model.config import FeedForwardSpec, MlpSpec, MoeSpec
-from edgewright.model.linear import Linear
+from edgewright.model.linear import Linear, scaled
 from edgewright.model.ops import routed_experts
 
 
 class Mlp(nn.Module):
     def __init__(self, hidden_size: int, spec: MlpSpec) -> None:
         super().__init__()
+        self.spec = spec
         self.activate = ACTIVATIONS[spec.activation]
         self.gate = Linear(hidden_size, spec.intermediate, spec.bias) if spec.gated else None
         self.up = Linear(hidden_size, spec.intermediate, spec.bias)
@@ -21,9 +22,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up(x)
-        inner = self.activate(up) if self.gate is None else self.activate(self.gate(x)) * up
-        y: Tensor = self.down(inner)
-        return y
+        if self.gate is None:
+            inner = self.activate(up)
+        else:
+            inner = self.activate(scaled(self.gate(x), self.spec.gate_scale)) * up
+        return scaled(self.down(inner), self.spec.down_scale)
 
 
 class MixtureOfExperts(nn.Module):

@@ -67,20 +67,23 @@ def read_rank(reader: ConfigReader, key: str, hidden: int) -> int:
     return reader.integer(key, maximum=_LARGEST)
 
 
-def read_state_space_dual(reader: ConfigReader, hidden: int, norm: NormSpec) -> StateSpaceDualSpec:
-    """As hybrids of attention and Mamba-2 have it, each group of heads normalised by itself."""
+def read_state_space_dual(
+    reader: ConfigReader, hidden: int, norm: NormSpec, inner: int | None = None
+) -> StateSpaceDualSpec:
+    """As hybrids of attention and Mamba-2 have it, each group of heads normalised by itself.
+    `inner`: the width of all heads, where the config has a key of its own for it."""
     reader.ignore("mamba_chunk_size")
     reader.require("hidden_act", "silu", "swish")
     heads = reader.integer("mamba_n_heads", 128, maximum=_MOST_HEADS)
-    inner = hidden * reader.integer("mamba_expand", 2, maximum=_LARGEST)
+    expanded = hidden * reader.integer("mamba_expand", 2, maximum=_LARGEST)
+    inner = inner or expanded
     if reader.raw("mamba_d_head", "auto") == "auto":
         head_dim = inner // heads
     else:
         head_dim = reader.integer("mamba_d_head", maximum=_LARGEST)
     if heads * head_dim != inner:
         raise reader.error(
-            f"mamba_n_heads {heads} of {head_dim} values are {heads * head_dim},"
-            f" mamba_expand makes {inner}"
+            f"mamba_n_heads {heads} of {head_dim} values are {heads * head_dim}, required: {inner}"
         )
     groups = read_head_groups(reader, "mamba_n_groups", 1, heads)
     bias = reader.boolean("mamba_proj_bias", False)

@@ -14,6 +14,20 @@ _NEMOTRON: dict[str, Json] = {
     "moe_intermediate_size": 22,
     "moe_shared_expert_intermediate_size": 26,
 }
+_FALCON: dict[str, Json] = {
+    "rms_norm_eps": 1e-4,
+    "mamba_d_head": 13,
+    "mamba_d_state": 12,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 0.7,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.8, 0.9, 1.1, 0.7, 1.2],
+    "mlp_multipliers": [0.75, 1.1],
+    "key_multiplier": 0.8,
+    "embedding_multiplier": 4.5,
+    "lm_head_multiplier": 0.7,
+}
 
 
 HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
@@ -117,6 +131,44 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
             "topk_group": 2,
             "moe_latent_size": 34,
             "routed_scaling_factor": 1.8,
+        },
+    ),
+    "falcon-h1": (
+        "falcon_h1",
+        {**_FALCON, "mamba_n_heads": 5, "mamba_d_ssm": 65},
+    ),
+    "falcon-h1-normed": (
+        "falcon_h1",
+        {
+            **_FALCON,
+            **_THREE,
+            "mamba_n_heads": 8,
+            "mamba_d_ssm": 104,
+            "mamba_n_groups": 2,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": True,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_conv_bias": False,
+        },
+    ),
+    "falcon-h1-gated-tied": (
+        "falcon_h1",
+        {
+            "num_hidden_layers": 2,
+            "mamba_n_heads": 8,
+            "mamba_d_ssm": None,
+            "mamba_expand": 2,
+            "mamba_d_head": "auto",
+            "mamba_d_state": 6,
+            "mamba_n_groups": 8,
+            "mamba_d_conv": 3,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "time_step_limit": [0.05, 0.8],
+            "tie_word_embeddings": True,
         },
     ),
 }

@@ -37,7 +37,6 @@ class StateSpaceDualSpec:
     norm_groups: int = 1  # parts of the channels that are normalised each by itself
     norm_before_gate: bool = False
     step_limit: tuple[float, float] = (0.0, math.inf)
-    input_scale: float = 1.0
     # Of what the input projection gives: gate, channels, writes, reads and steps.
     scales: tuple[float, float, float, float, float] | None = None
 
@@ -124,7 +123,7 @@ class StateSpaceDual(Mixer):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gate, what goes into the convolution, and the steps."""
         spec = self.spec
-        projected = self.input(x if spec.input_scale == 1.0 else x * spec.input_scale)
+        projected = self.input(x)
         if spec.scales is not None:
             projected = projected * self.scales
         sizes = [spec.inner, sum(spec.sections[1:4]), spec.heads]
