@@ -40,6 +40,13 @@ _EYES: dict[str, Json] = {
     "patch_size": 4,
     "num_position_embeddings": 16,
 }
+_SEEING: dict[str, Json] = {
+    "vision_config": _EYES,
+    "image_token_id": 3,
+    "video_token_id": 4,
+    "vision_start_token_id": 5,
+    "vision_end_token_id": 6,
+}
 _TEXT: dict[str, Json] = {
     "vocab_size": 1003,
     "hidden_size": 60,
@@ -115,14 +122,22 @@ DELTA: dict[str, tuple[str, dict[str, Json]]] = {
     ),
     "qwen3.5": (
         "qwen3_5",
-        {
-            "text_config": _TEXT | _SAFE | _HEADS | {"layer_types": _layers("dad")},
-            "vision_config": _EYES,
-            "image_token_id": 3,
-            "video_token_id": 4,
-            "vision_start_token_id": 5,
-            "vision_end_token_id": 6,
+        _SEEING | {"text_config": _TEXT | _SAFE | _HEADS | {"layer_types": _layers("dad")}},
+    ),
+    "qwen3.5-moe": (
+        "qwen3_5_moe",
+        _SEEING
+        | {
+            "text_config": _TEXT
+            | _SAFE
+            | _EVEN_HEADS
+            | _EXPERTS
+            | {"layer_types": _layers("da"), "num_hidden_layers": 2}
         },
+    ),
+    "qwen3.5-moe-text": (
+        "qwen3_5_moe_text",
+        _SAFE | _HEADS | _EXPERTS | {"layer_types": _layers("dad"), "head_dim": 16},
     ),
     "olmo-hybrid": ("olmo_hybrid", _SAFE | _HEADS | {"head_dim": 10}),
     "olmo-hybrid-unrotated": (

@@ -22,9 +22,7 @@ _PROJECTIONS = {
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    # Of the layer that is left out, of experts that there are none of, and of how it was trained.
-    reader.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers")
-    reader.ignore("mamba_ssm_dtype")
+    ignore_unused(reader)
     sizes = read_sizes(reader, max_context=32768, head_dim=256, intermediate=12288)
     norm = read_rms_norm(reader)
     feed_forward = MlpSpec(sizes.intermediate, reader.activation("hidden_act", "silu"))
@@ -33,6 +31,12 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     )
     tied = reader.boolean("tie_word_embeddings", False)
     return sizes.model("qwen3_5_text", layers, norm, tied)
+
+
+def ignore_unused(reader: ConfigReader) -> None:
+    """Of the layer that is left out, of a choice of experts that is not made, and of training."""
+    reader.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers")
+    reader.ignore("mamba_ssm_dtype")
 
 
 def weights(source: TensorSource, config: ModelConfig) -> Weights:

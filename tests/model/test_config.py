@@ -14,6 +14,7 @@ from edgewright.model.architectures import known_architectures, load_config
 from edgewright.model.config import MlpSpec
 from tests import model_zoo as zoo
 from tests.model.published_configs import PUBLISHED
+from tests.model.published_delta import DELTA
 from tests.model.published_latent import LATENT
 from tests.model.published_state_space import STATE_SPACE
 
@@ -238,6 +239,55 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "granite with layer norms": (
         {**STATE_SPACE["granite-4.0-h-tiny"], "normalization_function": "layernorm"},
         "'normalization_function' is 'layernorm'",
+    ),
+    "delta values that share keys unevenly": (
+        {**DELTA["Qwen3-Next-80B-A3B-Instruct"], "linear_num_value_heads": 5},
+        "linear_num_value_heads 5 is not a multiple of linear_num_key_heads 2",
+    ),
+    "delta layers with another activation": (
+        {**DELTA["Olmo-Hybrid-7B"], "hidden_act": "gelu"},
+        "'hidden_act' is 'gelu', required: silu",
+    ),
+    "a kind of layer qwen does not have": (
+        {**DELTA["Qwen3-Next-80B-A3B-Instruct"], "layer_types": ["sliding_attention"] * 4},
+        "'layer_types' is 'sliding_attention'",
+    ),
+    "more than a head rotated": (
+        {**DELTA["Qwen3-Next-80B-A3B-Instruct"], "partial_rotary_factor": 1.5},
+        "'partial_rotary_factor' is 1.5, required: at most 1",
+    ),
+    "what sees without text": (
+        {**DELTA["Qwen3.5-27B"], "text_config": None},
+        "'text_config' is missing",
+    ),
+    "an unknown key of a section": (
+        {
+            **DELTA["Qwen3.5-27B"],
+            "text_config": {**DELTA["Qwen3.5-27B"]["text_config"], "attn_temperature": 2},
+        },
+        "config.json, text_config: unknown key 'attn_temperature'",
+    ),
+    "attention without its gate": (
+        {
+            **DELTA["Qwen3.5-27B"],
+            "text_config": {**DELTA["Qwen3.5-27B"]["text_config"], "attn_output_gate": False},
+        },
+        "config.json, text_config: 'attn_output_gate' is False",
+    ),
+    "a layer of no kind": (
+        {
+            **DELTA["Kimi-Linear-48B-A3B-Instruct"],
+            "linear_attn_config": {"full_attn_layers": [4], "kda_layers": [1, 2]},
+        },
+        "full_attn_layers and kda_layers do not share out 4 layers",
+    ),
+    "a key in the family's own spelling": (
+        {**DELTA["Kimi-Linear-48B-A3B-Instruct"], "num_experts_per_token": "3"},
+        "'num_experts_per_token' is '3'",
+    ),
+    "latent attention that rotates": (
+        {**DELTA["Kimi-Linear-48B-A3B-Instruct"], "mla_use_nope": False},
+        "'mla_use_nope' is False",
     ),
     "sequential cohere2": (
         _with("c4ai-command-r7b-12-2024", use_parallel_block=False),
