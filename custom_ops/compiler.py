@@ -23,15 +23,20 @@ from edgewright.custom_ops.op_table import op_table
 
 _ROOT = Path(__file__).parent
 
-# The flags that make each version of a kernel; native/cpu.h knows when one may run.
+# The processors that each version of a kernel is made for; native/cpu.h knows when one may run.
 _ISAS: Mapping[str, Mapping[str, str]] = {
     "x86_64": {
+        "scalar": "x86_64",
         "sse2": "x86_64",
         "avx2": "x86_64+avx2+fma+f16c",
         "avx512": "x86_64+avx2+fma+f16c+avx512f+avx512dq+avx512bw+avx512vl+avx512vnni",
     },
-    "aarch64": {"neon": "generic"},
+    "aarch64": {"scalar": "generic", "neon": "generic"},
 }
+
+# Runs only when a session asks for it: one float at a time, as small as it gets.
+_SCALAR = "scalar"
+_SCALAR_FLAGS = ("-DEDGE_SCALAR", "-Os")
 
 _COMPILE_FLAGS = (
     "-std=c++20",
@@ -141,7 +146,7 @@ def build(target: str) -> Library:
     return Library(target, path, sha256)
 
 
-def _compiled_ops() -> list[OpSpec]:
+def compiled_ops() -> list[OpSpec]:
     """An op without a kernel.cc runs by its function body."""
     return [spec for spec in OPS.values() if (_ROOT / spec.function / "kernel.cc").is_file()]
 
@@ -156,7 +161,12 @@ def _key(target: Target) -> str:
     """Names everything that the library's bytes depend on."""
     digest = hashlib.sha256()
     facts = (_zig_version(), target.triple, *target.flags, *target.link_flags, *_COMPILE_FLAGS)
-    for text in (*facts, repr(sorted(target.isas.items())), op_table(_compiled_ops())):
+    for text in (
+        *facts,
+        *_SCALAR_FLAGS,
+        repr(sorted(target.isas.items())),
+        op_table(compiled_ops()),
+    ):
         digest.update(text.encode() + b"\0")
     for path in _sources():
         digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0")
@@ -178,10 +188,10 @@ def _zig_version() -> str:
 
 
 def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
-    (work / "ops.inc").write_text(op_table(_compiled_ops()))
+    (work / "ops.inc").write_text(op_table(compiled_ops()))
     native = _ROOT / "native"
-    baseline = next(iter(target.isas))
-    kernels = [_ROOT / spec.function / "kernel.cc" for spec in _compiled_ops()]
+    baseline = next(isa for isa in target.isas if isa != _SCALAR)
+    kernels = [_ROOT / spec.function / "kernel.cc" for spec in compiled_ops()]
     units = [Unit(path, isa) for path in (*kernels, native / "matmul.cc") for isa in target.isas]
     units += [Unit(native / name, baseline) for name in ("scratch.cc", "memory.cc")]
     units.append(Unit(native / "registry.cc", baseline, (f"-I{work}",)))
@@ -201,6 +211,8 @@ def compile_units(target: Target, units: Sequence[Unit], work: Path, zig_cache: 
         output = work / f"{number}.o"
         machine = ("-target", target.triple, f"-mcpu={target.isas[unit.isa]}")
         flags = (*_COMPILE_FLAGS, *target.flags, f"-DEDGE_ISA={unit.isa}", f"-I{_ROOT}")
+        if unit.isa == _SCALAR:
+            flags += _SCALAR_FLAGS
         arguments = ("c++", *machine, *flags, *unit.flags, "-c", str(unit.source))
         _zig((*arguments, "-o", str(output)), environment)
         return output

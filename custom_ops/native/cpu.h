@@ -4,10 +4,11 @@
 #include <stdint.h>
 
 // The instruction sets that kernels are compiled for, worst first; compiler.py knows the flags.
+// `scalar` is one float at a time, for comparison: no processor gets it without being asked.
 #if defined(__x86_64__)
-#define EDGE_ISAS(X) X(sse2) X(avx2) X(avx512)
+#define EDGE_ISAS(X) X(scalar) X(sse2) X(avx2) X(avx512)
 #elif defined(__aarch64__)
-#define EDGE_ISAS(X) X(neon)
+#define EDGE_ISAS(X) X(scalar) X(neon)
 #else
 #error "edgewright has kernels for x86_64 and aarch64"
 #endif

@@ -10,7 +10,9 @@
 namespace edge {
 namespace EDGE_ISA {
 
-#if defined(__AVX512F__)
+#if defined(EDGE_SCALAR)
+constexpr size_t kLanes = 1;  // one float at a time: what the others are swept against
+#elif defined(__AVX512F__)
 constexpr size_t kLanes = 16;
 #elif defined(__AVX2__)
 constexpr size_t kLanes = 8;
