@@ -77,7 +77,9 @@ def convert_to_latent(
         moments = _moments(decoder, calibration, conversion, progress)
         before = _perplexity(decoder, evaluation, "as it was", progress)
         latents = [
-            latent_attention(_whole(layer.mixer, spec), found, conversion.rank, rope_dim)
+            latent_attention(
+                _whole(cast(Layer, layer).mixer, spec), found, conversion.rank, rope_dim
+            )
             for layer, spec, found in zip(decoder.layers, specs, moments, strict=True)
         ]
         del decoder
@@ -127,6 +129,7 @@ def _attention_of(layer: LayerSpec, index: int) -> AttentionSpec:
             "its scores have a soft cap": spec.softcap > 0,
             "its attention has sinks": spec.sinks,
             "its attention has a gate": spec.output_gate,
+            "its keys do not rotate": spec.rope is None,
             "its rotation depends on the length": spec.rope is not None
             and spec.rope.kind != "fixed",
         }
@@ -216,7 +219,8 @@ def _advancing(progress: Progress, stage: str, total: int) -> Callable[[int], No
     return advance
 
 
-def _whole(mixer: torch.nn.Module, spec: AttentionSpec) -> WholeAttention:
+def _whole(layer: torch.nn.Module, spec: AttentionSpec) -> WholeAttention:
+    mixer = layer.mixer
     assert isinstance(mixer, Attention)
 
     def rows(part: str, heads: int) -> Tensor:

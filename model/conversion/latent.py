@@ -109,12 +109,12 @@ class _Targets:
     def split(self, low: Tensor) -> tuple[Callable[[int], Tensor], Callable[[int], Tensor]]:
         """`low` [rows, rank] → what gives a head's keys and values of a latent [dim, rank]."""
         spec = self._whole.spec
-        turned, plain, values = low.split([len(part) for part in self._parts])
+        turned, plain, values = torch.split(low, [len(part) for part in self._parts])
         plain = plain.view(spec.kv_heads, -1, low.shape[1]) / self._plain_scale[..., None]
         values = self._value_unscale @ values.view(spec.kv_heads, -1, low.shape[1])
 
         def keys_of(head: int) -> Tensor:
-            keys = _query_rows(self._whole, self._still, head).T @ turned
+            keys: Tensor = _query_rows(self._whole, self._still, head).T @ turned
             keys[2 * _frequencies(spec) :] += plain[head]
             return keys
 
