@@ -57,7 +57,10 @@ def lower(node: StaticDelta, update: Update = "in_graph") -> ir.Function:
     op = Recorder()
     inputs = [ir.Value(name=tensor.name) for tensor in SPEC.inputs]
     state, length = inputs[5:]
-    held, outputs = state, []
+    count = op("Reshape", length, (node.batch, 1, 1, 1))
+    # A copy, so that no reader of the past can come after the write.
+    held = op("Where", op("GreaterOrEqual", count, 0), state, 0.0)
+    outputs = []
     for steps, chunk in zip(node.chunks, _split(op, node, inputs[:5], length), strict=True):
         y, held = _step(op, chunk, held) if steps == 1 else _run(op, node, steps, chunk, held)
         outputs.append(y)
@@ -66,8 +69,7 @@ def lower(node: StaticDelta, update: Update = "in_graph") -> ir.Function:
     y = op("Reshape", y, (node.batch, node.seq, node.heads * node.width))
     new = held
     if update == "in_graph":
-        is_written = op("Greater", op("Reshape", length, (node.batch, 1, 1, 1)), 0)
-        new = op("Where", is_written, held, state)
+        new = op("Where", op("Greater", count, 0), held, state)
     y.name = "y"
     new.name = "state_out" if update == "in_graph" else "state_delta"
     return ir.Function(

@@ -45,7 +45,10 @@ def lower(node: StaticStateSpace, update: Update = "in_graph") -> ir.Function:
     x, dt, a, b, c, skip, state, length = inputs
     column = (1, node.groups, node.each, 1, 1)
     a, skip = op("Reshape", a, column), op("Reshape", skip, column)
-    held = op("Reshape", state, (node.batch, node.groups, node.each, node.size, node.width))
+    count = op("Reshape", length, (node.batch, 1, 1, 1))
+    # A copy, so that no reader of the past can come after the write.
+    past = op("Where", op("GreaterOrEqual", count, 0), state, 0.0)
+    held = op("Reshape", past, (node.batch, node.groups, node.each, node.size, node.width))
     outputs = []
     for part in _split(op, node, x, dt, b, c, length):
         y, held = _run(op, part, a, skip, held)
@@ -55,8 +58,7 @@ def lower(node: StaticStateSpace, update: Update = "in_graph") -> ir.Function:
     y = op("Reshape", y, (node.batch, node.seq, node.heads * node.width))
     new = op("Reshape", held, (node.batch, node.heads, node.size, node.width))
     if update == "in_graph":
-        is_written = op("Greater", op("Reshape", length, (node.batch, 1, 1, 1)), 0)
-        new = op("Where", is_written, new, state)
+        new = op("Where", op("Greater", count, 0), new, state)
     y.name = "y"
     new.name = "state_out" if update == "in_graph" else "state_delta"
     return ir.Function(
