@@ -33,7 +33,7 @@ def test_logits_equal_transformers(name: str, checkpoints: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama-biased-tied", "gpt-oss", "phi3", "gemma2"])
+@pytest.mark.parametrize("name", ["llama-biased-tied", "gpt-oss", "phi3", "gemma2", "deepseek-v3"])
 def test_half_precision_weights_compute_in_float32(
     name: str, dtype: zoo.DtypeName, checkpoints: Path
 ) -> None:
