@@ -92,7 +92,10 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
             **_NEMOTRON,
             "hybrid_override_pattern": "M-M*-M-",
             "mamba_num_heads": 8,
+            "mamba_head_dim": 24,
             "n_groups": 8,
+            # Of groups as small as these some are nearly 0, where float32 itself is inexact.
+            "layer_norm_epsilon": 1e-2,
         },
     ),
     "nemotron-h-experts": (
@@ -167,6 +170,7 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
             "mamba_d_conv": 3,
             "mamba_rms_norm": True,
             "mamba_norm_before_gate": False,
+            "rms_norm_eps": 1e-2,
             "time_step_limit": [0.05, 0.8],
             "tie_word_embeddings": True,
         },
