@@ -43,6 +43,22 @@ _FORTY: Json = {
     "mscale": 0.707,
     "mscale_all_dim": 1.1,
 }
+_OURS: dict[str, Json] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "mlp_bias": False,
+    "mixer_types": ["mamba2", "latent_attention", "mamba2"],
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 20,
+    "mamba_d_state": 12,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
 
 
 LATENT: dict[str, tuple[str, dict[str, Json], int | None]] = {
@@ -146,6 +162,25 @@ LATENT: dict[str, tuple[str, dict[str, Json], int | None]] = {
             "norm_topk_prob": False,
             "rope_interleave": False,
             "rope_parameters": _FORTY,
+        },
+        None,
+    ),
+    "latent-hybrid": ("latent_hybrid", {**_OURS, "tie_word_embeddings": True}, None),
+    "latent-hybrid-yarn": (
+        "latent_hybrid",
+        {
+            **_OURS,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "mixer_types": ["latent_attention", "mamba2", "latent_attention"],
+            "mamba_n_groups": 1,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
         },
         None,
     ),

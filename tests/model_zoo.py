@@ -334,11 +334,7 @@ ENTRIES: dict[str, Entry] = {
             "num_experts_per_tok": 2,
             "sliding_window": 10,
             "rope_parameters": _rope(
-                "yarn",
-                150000.0,
-                factor=8.0,
-                truncate=False,
-                original_max_position_embeddings=64,
+                "yarn", 150000.0, factor=8.0, truncate=False, original_max_position_embeddings=64
             ),
         },
     ),
@@ -356,36 +352,6 @@ ENTRIES: dict[str, Entry] = {
             "swiglu_limit": 1.0,
             "layer_types": _types("ffs"),
             "rope_parameters": _rope("default", 10000.0),
-        },
-    ),
-}
-
-_LATENT_HYBRID: dict[str, Json] = {
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "mlp_bias": False,
-    "mixer_types": ["mamba2", "latent_attention", "mamba2"],
-    "kv_lora_rank": 18,
-    "qk_nope_head_dim": 10,
-    "qk_rope_head_dim": 6,
-    "v_head_dim": 14,
-    "mamba_n_heads": 6,
-    "mamba_d_head": 20,
-    "mamba_d_state": 12,
-    "mamba_n_groups": 2,
-    "mamba_d_conv": 4,
-    "rope_parameters": _rope("default"),
-}
-ENTRIES |= {
-    "latent-hybrid": Entry("latent_hybrid", _LATENT_HYBRID | {"tie_word_embeddings": True}),
-    "latent-hybrid-yarn": Entry(
-        "latent_hybrid",
-        _LATENT_HYBRID
-        | _THREE
-        | {
-            "mixer_types": ["latent_attention", "mamba2", "latent_attention"],
-            "mamba_n_groups": 1,
-            "rope_parameters": _rope("yarn", factor=4.0, original_max_position_embeddings=128),
         },
     ),
 }
