@@ -369,7 +369,7 @@ def write_checkpoint(name: str, directory: Path, dtype: DtypeName = "float32") -
     """The entry's checkpoint under `directory`, written by transformers once."""
     from transformers import AutoConfig
 
-    import tests.latent_hybrid  # noqa: F401 - our own model type, of transformers' blocks
+    import edgewright.export.validate.latent_hybrid  # noqa: F401 - transformers then knows the type
 
     path = directory / f"{name}-{dtype}"
     if not path.exists():
@@ -436,7 +436,7 @@ def reference_model(path: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    import tests.latent_hybrid  # noqa: F401
+    import edgewright.export.validate.latent_hybrid  # noqa: F401 - transformers then knows the type
 
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,

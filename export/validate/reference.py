@@ -33,6 +33,8 @@ class TransformersReference:
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
+        import edgewright.export.validate.latent_hybrid  # noqa: F401 - its type is ours
+
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity(logging.ERROR)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -77,9 +77,7 @@ def convert_to_latent(
         moments = _moments(decoder, calibration, conversion, progress)
         before = _perplexity(decoder, evaluation, "as it was", progress)
         latents = [
-            latent_attention(
-                _whole(cast(Layer, layer).mixer, spec), found, conversion.rank, rope_dim
-            )
+            latent_attention(_whole(layer, spec), found, conversion.rank, rope_dim)
             for layer, spec, found in zip(decoder.layers, specs, moments, strict=True)
         ]
         del decoder

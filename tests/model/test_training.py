@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tests.latent_hybrid  # noqa: F401 - transformers' Auto classes then know the model type
+import edgewright.export.validate.latent_hybrid  # noqa: F401 - transformers then knows the type
 from edgewright.artifacts.errors import TrainingError
 from edgewright.cli.train import command
 from edgewright.model.loading import open_model

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
@@ -19,6 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+Rotation = tuple[Tensor, Tensor]
+
 
 class LatentHybridConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = "latent_hybrid"
@@ -27,10 +28,11 @@ class LatentHybridConfig(PreTrainedConfig):  # type: ignore[misc]
 def _latent_config(config: LatentHybridConfig) -> DeepseekV3Config:
     names = (
         "hidden_size num_attention_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim"
-        " max_position_embeddings rope_parameters"
+        " max_position_embeddings"
     )
     return DeepseekV3Config(
         **{name: getattr(config, name) for name in names.split()},
+        rope_parameters=getattr(config, "rope_parameters", None),
         num_key_value_heads=config.num_attention_heads,
         q_lora_rank=None,
         rope_interleave=False,
@@ -52,42 +54,83 @@ def _mamba_config(config: LatentHybridConfig) -> Mamba2Config:
     )
 
 
+def _latent_attention(config: LatentHybridConfig, index: int) -> DeepseekV3Attention:
+    attention = DeepseekV3Attention(_latent_config(config), index)
+    attention.scaling = getattr(config, "attention_multiplier", attention.qk_head_dim**-0.5)
+    attention.kv_a_layernorm.variance_epsilon = config.rms_norm_eps
+    if not getattr(config, "latent_norm", True):
+        attention.kv_a_layernorm = nn.Identity()
+    for setting, part in (
+        ("query_bias", "q_proj"),
+        ("latent_bias", "kv_a_proj_with_mqa"),
+        ("output_bias", "o_proj"),
+    ):
+        if getattr(config, setting, False):
+            plain = getattr(attention, part)
+            setattr(attention, part, nn.Linear(plain.in_features, plain.out_features, bias=True))
+    return attention
+
+
 class _Layer(nn.Module):
     def __init__(self, config: LatentHybridConfig, index: int) -> None:
         super().__init__()
+        self.residual = getattr(config, "residual_multiplier", 1.0)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
         self.is_latent = config.mixer_types[index] == "latent_attention"
         if self.is_latent:
-            self.self_attn = DeepseekV3Attention(_latent_config(config), index)
-            self.self_attn.kv_a_layernorm.variance_epsilon = config.rms_norm_eps
+            self.self_attn = _latent_attention(config, index)
         else:
             self.mamba = Mamba2Mixer(_mamba_config(config), index, initialize_mixer_weights=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor) -> Tensor:
         h = self.input_layernorm(x)
-        x = x + (self.self_attn(h, rotation, mask)[0] if self.is_latent else self.mamba(h))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        mixed = self.self_attn(h, rotation, mask)[0] if self.is_latent else self.mamba(h)
+        x = x + mixed * self.residual
+        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual
 
 
 class _Body(nn.Module):
     def __init__(self, config: LatentHybridConfig) -> None:
         super().__init__()
-        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = DeepseekV3RotaryEmbedding(_latent_config(config))
+        self.scale = getattr(config, "embedding_multiplier", 1.0)
+        count = config.mixer_types.count("latent_attention")
+        self.windows = getattr(config, "attention_windows", [0] * count)
+        self.frequencies = getattr(config, "rope_frequencies", None)
+        if count and self.frequencies is None:
+            self.rotary_emb = DeepseekV3RotaryEmbedding(_latent_config(config))
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed_tokens(input_ids)
-        positions = torch.arange(input_ids.shape[1])[None]
-        rotation = self.rotary_emb(x, positions)
-        mask = create_causal_mask(_latent_config(self.config), x, None, None, positions)
+        x = self.embed_tokens(input_ids) * self.scale
+        positions = torch.arange(input_ids.shape[1])
+        latent = 0
         for layer in self.layers:
+            rotation, mask = (x, x), x
+            if layer.is_latent:
+                rotation = self._rotation(x, positions, latent)
+                mask = _mask(positions, self.windows[latent])
+                latent += 1
             x = layer(x, rotation, mask)
         return self.norm(x)
+
+    def _rotation(self, x: Tensor, positions: Tensor, latent: int) -> Rotation:
+        if self.frequencies is None:
+            cos, sin = self.rotary_emb(x, positions[None])
+            return cos, sin
+        angles = positions[:, None].float() * torch.tensor(self.frequencies[latent])
+        angles = torch.cat((angles, angles), dim=-1)[None]
+        return angles.cos(), angles.sin()
+
+
+def _mask(positions: Tensor, window: int) -> Tensor:
+    """Added to the scores [1, 1, tokens, tokens]."""
+    back = positions[:, None] - positions[None, :]
+    hidden = (back < 0) | (back >= window if window else back < 0)
+    return torch.zeros(back.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
 
 
 class LatentHybridForCausalLM(PreTrainedModel):  # type: ignore[misc]
@@ -99,10 +142,11 @@ class LatentHybridForCausalLM(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.model = _Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.scale = getattr(config, "logit_multiplier", 1.0)
         self.post_init()
 
     def forward(self, input_ids: Tensor, **_: Any) -> CausalLMOutputWithPast:
-        return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)))
+        return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)) * self.scale)
 
 
 AutoConfig.register("latent_hybrid", LatentHybridConfig)
