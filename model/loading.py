@@ -12,8 +12,10 @@ from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.architectures import find_architecture, load_config
 from edgewright.model.checkpoint import Checkpoint, open_checkpoint
 from edgewright.model.config import CacheDtype, ModelConfig
-from edgewright.model.decoder import Decoder
+from edgewright.model.decoder import Decoder, Embedding
+from edgewright.model.feed_forward import MixtureOfExperts
 from edgewright.model.lazy import TORCH_DTYPES, constant
+from edgewright.model.linear import Linear
 from edgewright.model.weights import USUAL_NAMES, TensorSource, Weights, settle_head
 
 
@@ -41,8 +43,14 @@ class LazyModel:
 
     @property
     def weight_dtypes(self) -> tuple[str, ...]:
-        """The dtypes of the matrices; norms and biases are widened and say nothing."""
-        matrices = (tensor for tensor in self.parameters.values() if len(tensor.shape) > 1)
+        """The dtypes of the matrices; norms, biases and what else is widened say nothing."""
+        matrices = (
+            self.weights[f"{owner}.{name}"]
+            for owner, module in self.decoder.named_modules()
+            if isinstance(module, Embedding | Linear | MixtureOfExperts)
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim > 1 and not name.endswith("bias")
+        )
         return tuple(sorted({tensor.dtype for tensor in matrices}))
 
     def materialise(self) -> Decoder:

@@ -33,12 +33,17 @@ def test_logits_equal_transformers(name: str, checkpoints: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama-biased-tied", "gpt-oss", "phi3", "gemma2", "deepseek-v3"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama-biased-tied", "gpt-oss", "phi3", "gemma2", "deepseek-v3", "jamba", "mamba2-limited"],
+)
 def test_half_precision_weights_compute_in_float32(
     name: str, dtype: zoo.DtypeName, checkpoints: Path
 ) -> None:
     path = zoo.write_checkpoint(name, checkpoints, dtype)
-    decoder = open_model(path).materialise()
+    model = open_model(path)
+    assert model.weight_dtypes == (dtype,)
+    decoder = model.materialise()
     assert dtype in str(decoder.embedding.weight.dtype)
     ids = zoo.prompt(name, 40)
     found = run_in_chunks(decoder, ids, [40])
