@@ -20,9 +20,10 @@ constexpr size_t dot_weight_rows() {
 }
 
 // K is cut so that the x rows of a piece stay in the first-level cache beside the weight stream.
+// A single x row may as well come from the second: the weights are then one stream from end to end.
 template <size_t kM>
 constexpr size_t dot_piece() {
-  return kM <= 2 ? 2048 : 1024;
+  return kM == 1 ? 16384 : kM == 2 ? 2048 : 1024;
 }
 
 // Adds one piece of K to kM x kR sums. `ahead` is what the same place of a later piece is fetched
@@ -84,7 +85,8 @@ template <size_t kM, class W>
 static void dot_group(const float* x, size_t x_stride, const W* weight, size_t rows, bool more,
                       size_t k_size, float* y, size_t y_stride) {
   constexpr size_t kR = dot_weight_rows<kM>();
-  constexpr size_t kAhead = kM == 1 ? 2 : 4;  // rows; about the bytes that memory takes to answer
+  constexpr size_t kAhead = 4;  // rows; about the bytes that memory takes to answer
+  constexpr size_t kStreamAhead = 4096 / sizeof(W);
   constexpr size_t kPiece = dot_piece<kM>();
   for (size_t k = 0; k == 0 || k < k_size; k += kPiece) {
     const size_t size = k_size - k < kPiece ? k_size - k : kPiece;
@@ -97,8 +99,8 @@ static void dot_group(const float* x, size_t x_stride, const W* weight, size_t r
         row_ahead = last ? (more ? row_ahead : row) : row_ahead - rows;
         k_ahead = last ? 0 : k + kPiece;
       }
-      const W* ahead = weight + row_ahead * k_size + k_ahead;
       const W* w = weight + row * k_size + k;
+      const W* ahead = kM == 1 ? w + kStreamAhead : weight + row_ahead * k_size + k_ahead;
       if (row + kR <= rows) {
         dot_tile<kM, kR>(x + k, x_stride, w, k_size, size, ahead, k == 0, y + row, y_stride);
         row += kR;
