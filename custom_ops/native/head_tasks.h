@@ -1,5 +1,5 @@
-// A recurrence's heads, cut into tasks that threads can take: neighbouring heads of one group of one
-// row, which share what their group gives.
+// A recurrence's heads, cut into tasks that threads can take: neighbouring heads of one group of
+// one row, which share what their group gives.
 #pragma once
 #include "native/kernel.h"
 

@@ -46,7 +46,7 @@ static inline void add_product(Tile<kV>& sums, Left left, const float* panel, si
   }
 }
 
-// Calls `task.operator()<vectors>(q)` for the panels of `columns` columns, a whole number of vectors.
+// Calls `task.operator()<vectors>(q)` for each panel of `columns` columns, whole vectors.
 template <class Task>
 static inline void each_panel(size_t columns, const Task& task) {
   size_t q = 0;
@@ -66,7 +66,8 @@ static inline void store_tile(const Tile<kV>& sums, float* to) {
 
 // The first `n` columns of a tile's rows that exist, to memory with rows of `stride`.
 template <size_t kV>
-static inline void store_rows(const Tile<kV>& sums, size_t rows, float* to, size_t stride, size_t n) {
+static inline void store_rows(const Tile<kV>& sums, size_t rows, float* to, size_t stride,
+                              size_t n) {
   for (size_t r = 0; r < rows; r++) {
     for (size_t v = 0; v < kV && v * kLanes < n; v++) {
       store_some(to + r * stride + v * kLanes, sums[r][v], n - v * kLanes);

@@ -161,8 +161,9 @@ static inline void update(size_t steps, size_t q, const Padded& padded, const Gr
   }
 }
 
-EDGE_OUT_OF_LINE static void chunk_of_head(const Head& head, const Head& next, size_t first, size_t steps,
-                          const Padded& padded, Scratchpad& pad, float* state) {
+EDGE_OUT_OF_LINE static void chunk_of_head(const Head& head, const Head& next, size_t first,
+                                           size_t steps, const Padded& padded, Scratchpad& pad,
+                                           float* state) {
   Work& work = pad.work;
   begin_decays(head, first, steps, work.decays);
   panel::pack(head.x + first * head.x_stride, head.x_stride, steps, steps, head.width, work.x);
@@ -176,7 +177,8 @@ EDGE_OUT_OF_LINE static void chunk_of_head(const Head& head, const Head& next, s
 }
 
 // Neighbouring heads of one group through all chunks of their row.
-EDGE_OUT_OF_LINE static void run_chunks(const Head* heads, size_t count, const Padded& padded, float* memory) {
+EDGE_OUT_OF_LINE static void run_chunks(const Head* heads, size_t count, const Padded& padded,
+                                        float* memory) {
   Scratchpad pad(memory, padded);
   const Head& any = heads[0];
   for (size_t i = 0; i < kChunk * kChunk; i++) pad.group.scores[i] = 0.0f;

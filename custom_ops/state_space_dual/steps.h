@@ -1,5 +1,5 @@
-// StateSpaceDual one step after the other: one pass over the state, which is read once, written once
-// and used while it is in registers. The form for decoding.
+// StateSpaceDual one step after the other: one pass over the state, which is read once, written
+// once and used while it is in registers. The form for decoding.
 #pragma once
 #include "native/math.h"
 #include "state_space_dual/inputs.h"
