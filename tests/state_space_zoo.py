@@ -80,6 +80,7 @@ STATE_SPACE: dict[str, tuple[str, dict[str, Json]]] = {
         "mamba2",
         {
             **_ALONE,
+            "num_hidden_layers": 2,
             "num_heads": 8,
             "head_dim": 15,
             "n_groups": 8,
