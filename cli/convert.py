@@ -20,7 +20,7 @@ from edgewright.cli._progress import Progress
 @click.option(
     "--rope-dim",
     type=click.IntRange(min=2),
-    help="Key values that stay rotated; as many as one head has otherwise.",
+    help="Key values that stay rotated; half of what one head has otherwise.",
 )
 @click.option(
     "--text",
@@ -52,7 +52,7 @@ def command(
     after, on text that the calibration has not seen, is printed.
 
     \b
-      edgewright convert examples/llama --to mla --rank 64 -o llama-mla
+      edgewright convert examples/llama --to mla --rank 96 -o llama-mla
     """
     from edgewright.model.conversion.convert import Conversion, convert_to_latent
     from edgewright.model.training.corpus import read_corpus

@@ -38,7 +38,7 @@ class Conversion:
     """How much of it all is kept, and how the text is measured."""
 
     rank: int
-    rope_dim: int | None = None  # values that stay rotated; none given: a head's
+    rope_dim: int | None = None  # values that stay rotated; none given: half of a head's
     calibration_tokens: int = 16384
     evaluation_tokens: int = 8192
     row_tokens: int = 256
@@ -140,7 +140,8 @@ def _attention_of(layer: LayerSpec, index: int) -> AttentionSpec:
 
 def _rope_dim(spec: AttentionSpec, conversion: Conversion) -> int:
     pairs = 0 if spec.rope is None else len(spec.rope.frequencies)
-    found = 2 * pairs if conversion.rope_dim is None else conversion.rope_dim
+    # DeepSeek's own proportion, and near the best on the example at half its cache.
+    found = 2 * ((pairs + 1) // 2) if conversion.rope_dim is None else conversion.rope_dim
     most = 2 * pairs * spec.kv_heads
     if found % 2 or not 2 <= found <= most:
         raise ConversionError(f"--rope-dim is {found}; an even number from 2 to {most} is needed")
