@@ -14,17 +14,24 @@ from tests import model_zoo as zoo
 from tests.model.running import run_in_chunks
 
 # Between them: every wiring, norm, mixer variant, feed-forward half and kind of rotation.
-NAMES = [
-    "llama-dynamic",
-    "phi3-longrope",
-    "gemma3",
-    "olmo2",
-    "cohere2",
-    "granite",
-    "qwen3-moe-sparse",
-    "gpt-oss",
-]
-OPS = {"block_matmul", "cached_attention", "routed_experts"}
+# The ops that each calls beside block_matmul.
+OPS: dict[str, set[str]] = {
+    "llama-dynamic": {"cached_attention"},
+    "phi3-longrope": {"cached_attention"},
+    "gemma3": {"cached_attention"},
+    "olmo2": {"cached_attention"},
+    "cohere2": {"cached_attention"},
+    "granite": {"cached_attention"},
+    "qwen3-moe-sparse": {"cached_attention", "routed_experts"},
+    "gpt-oss": {"cached_attention", "routed_experts"},
+    "deepseek-v3": {"latent_attention", "routed_experts"},
+    "qwen3-next": {"cached_attention", "causal_conv", "gated_delta", "routed_experts"},
+    "kimi-linear": {"latent_attention", "causal_conv", "gated_delta", "routed_experts"},
+    "jamba": {"cached_attention", "causal_conv", "routed_experts", "selective_scan"},
+    "bamba": {"cached_attention", "causal_conv", "state_space_dual"},
+    "recurrent-gemma": {"cached_attention", "causal_conv", "selective_scan"},
+    "lfm2": {"cached_attention", "causal_conv"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def _sizes(program: ExportedProgram) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPS)
 def test_one_graph_for_all_sizes(name: str, checkpoints: Path) -> None:
     model = open_model(zoo.write_checkpoint(name, checkpoints))
     program = capture(model.decoder)
@@ -51,16 +58,21 @@ def test_one_graph_for_all_sizes(name: str, checkpoints: Path) -> None:
     assert not any(size.isdigit() for size in (*ids, *wanted))
     assert start == length == [batch]
     assert wanted[0] == batch and wanted[1] not in ids
-    capacities = {state[2] for state in states}
-    assert len(states) == 2 * len(model.config.layers)
-    assert len(capacities) == 1 and not capacities.pop().isdigit()
+    open_sizes = {"batch": {batch}, "capacity": set[str]()}
+    for sizes, spec in zip(states, model.decoder.layout, strict=True):
+        for size, given in zip(sizes, spec.shape, strict=True):
+            if isinstance(given, int):
+                assert size == str(given)
+            else:
+                open_sizes[given].add(size)
+    assert open_sizes["batch"] == {batch}
+    assert len(open_sizes["capacity"]) == 1 and not open_sizes["capacity"].pop().isdigit()
     called = {
         node.target.name().split("::")[1].removesuffix(".default")
         for node in program.graph.nodes
         if getattr(node.target, "namespace", "") == "edgewright"
     }
-    moe = any(hasattr(layer.feed_forward, "experts") for layer in model.config.layers)
-    assert called == (OPS if moe else OPS - {"routed_experts"})
+    assert called == OPS[name] | {"block_matmul"}
     _assert_no_weight_was_read(program)
 
 
@@ -68,7 +80,7 @@ def _assert_no_weight_was_read(program: ExportedProgram) -> None:
     assert {value.device.type for value in program.state_dict.values()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "olmo-hybrid"])
 def test_nodes_do_not_grow_with_heads_or_experts(name: str, checkpoints: Path) -> None:
     """A layer is a few tens of nodes; a loop over experts or heads would be hundreds."""
     model = open_model(zoo.write_checkpoint(name, checkpoints))
