@@ -22,3 +22,18 @@ class Norm(nn.Module):
         if self.spec.kind == "rms":
             return functional.rms_norm(x, self.weight.shape, self.weight, self.spec.eps)
         return functional.layer_norm(x, self.weight.shape, self.weight, None, self.spec.eps)
+
+
+class UnitNorm(nn.Module):
+    """RMS normalisation over the last dimension without learned weights."""
+
+    unit: Tensor
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        # Ones of our own: without weights, an exported graph makes them anew in every call.
+        self.register_buffer("unit", torch.ones(size, device="cpu"), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x.float(), self.unit.shape, self.unit, self.eps)

@@ -16,7 +16,7 @@ from edgewright.model.config import CacheDtype, NormSpec
 from edgewright.model.convolution import Convolution
 from edgewright.model.linear import Linear
 from edgewright.model.mixer import Mixer
-from edgewright.model.normalisation import Norm
+from edgewright.model.normalisation import Norm, UnitNorm
 from edgewright.model.ops import selective_scan
 from edgewright.model.precision import in_float32
 from edgewright.model.rope import RopeSpec
@@ -56,10 +56,9 @@ class SelectiveScan(Mixer):
         self.conv = Convolution(inner, spec.conv_width, spec.conv_bias, "silu")
         self.select = Linear(inner, spec.rank + 2 * state)
         self.step = Linear(spec.rank, inner, bias=True)
-        if spec.norms == "weighted":
-            norm = NormSpec("rms", spec.norm_eps)
-            self.step_norm = Norm(spec.rank, norm)
-            self.write_norm, self.read_norm = Norm(state, norm), Norm(state, norm)
+        if spec.norms != "none":
+            self.step_norm = _norm(spec.rank, spec)
+            self.write_norm, self.read_norm = _norm(state, spec), _norm(state, spec)
         # Below 0: a state's change in a unit step.
         self.decay = nn.Parameter(torch.empty(state, inner))
         self.skip = nn.Parameter(torch.empty(inner))
@@ -94,13 +93,12 @@ class SelectiveScan(Mixer):
         return self.output(mixed), [conv, state]
 
     def _normed(self, step: Tensor, write: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        match self.spec.norms:
-            case "none":
-                return step, write, read
-            case "plain":
-                return self._plain(step), self._plain(write), self._plain(read)
-            case "weighted":
-                return self.step_norm(step), self.write_norm(write), self.read_norm(read)
+        if self.spec.norms == "none":
+            return step, write, read
+        return self.step_norm(step), self.write_norm(write), self.read_norm(read)
 
-    def _plain(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], None, self.spec.norm_eps)
+
+def _norm(size: int, spec: SelectiveScanSpec) -> Norm | UnitNorm:
+    if spec.norms == "plain":
+        return UnitNorm(size, spec.norm_eps)
+    return Norm(size, NormSpec("rms", spec.norm_eps))

@@ -15,6 +15,7 @@ from edgewright.model.config import CacheDtype
 from edgewright.model.convolution import Convolution
 from edgewright.model.linear import Linear
 from edgewright.model.mixer import Mixer
+from edgewright.model.normalisation import UnitNorm
 from edgewright.model.ops import state_space_dual
 from edgewright.model.precision import in_float32
 from edgewright.model.rope import RopeSpec
@@ -67,18 +68,19 @@ class GatedNorm(nn.Module):
     def __init__(self, size: int, groups: int, eps: float, before_gate: bool) -> None:
         super().__init__()
         self.groups, self.eps, self.before_gate = groups, eps, before_gate
+        self.by_group = UnitNorm(size // groups, eps) if groups > 1 else None
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         gate = functional.silu(gate)
-        return self._norm(x) * gate if self.before_gate else self._norm(x * gate)
+        return self._normed(x) * gate if self.before_gate else self._normed(x * gate)
 
-    def _norm(self, x: Tensor) -> Tensor:
-        size = len(self.weight) // self.groups
-        if self.groups == 1:
-            return functional.rms_norm(x, (size,), self.weight, self.eps)
-        grouped = x.reshape(*x.shape[:-1], self.groups, size)
-        return functional.rms_norm(grouped, (size,), None, self.eps).flatten(-2) * self.weight
+    def _normed(self, x: Tensor) -> Tensor:
+        if self.by_group is None:
+            return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        grouped = x.reshape(*x.shape[:-1], self.groups, -1)
+        y: Tensor = self.by_group(grouped).flatten(-2) * self.weight
+        return y
 
 
 class StateSpaceDual(Mixer):
