@@ -15,7 +15,7 @@ constexpr size_t kSums = kLanes == 16 ? 16 : 8;
 // Keys are taken in blocks of about this many bytes. While the keys of a block are read, its values
 // are fetched, and while its values are read, the next block's keys: far enough ahead for memory,
 // and following the table, which the processor cannot do by itself.
-constexpr int64_t kFetchBytes = 4096;
+constexpr int64_t kFetchBytes = 8192;
 
 // Intermediate results; rows are padded with zeros to whole vectors.
 struct FewRows {
