@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,14 +33,10 @@ class TransformersReference:
     def __init__(self, path: Path) -> None:
         import transformers
         from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
 
         import edgewright.export.validate.latent_hybrid  # noqa: F401 - its type is ours
 
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity(logging.ERROR)
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
+        with _quiet():
             self._model = AutoModelForCausalLM.from_pretrained(  # type: ignore[no-untyped-call]
                 path,
                 config=_dequantising(AutoConfig.from_pretrained(path, local_files_only=True)),
@@ -47,15 +45,12 @@ class TransformersReference:
                 local_files_only=True,
                 trust_remote_code=False,
             ).eval()
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         self.name = f"transformers {transformers.__version__} {type(self._model).__name__}"
 
     def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
         parts, start, past = [], 0, None
         for width in chunks:
-            with torch.no_grad():
+            with torch.no_grad(), _quiet():
                 output = self._model(
                     torch.tensor([ids[start : start + width]]),
                     past_key_values=past,
@@ -65,6 +60,21 @@ class TransformersReference:
             parts.append(output.logits[0].float().numpy())
             start += width
         return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers tells of files it loads and of packages that it would be faster with."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class OwnReference:
