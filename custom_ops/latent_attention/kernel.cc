@@ -37,8 +37,8 @@ class Call {
     const int64_t floats = product(product(plan_.tokens, in_.heads), in_.width());
     if (floats < 0 || floats >= int64_t(1) << 60) return Scratch::error();
     Scratch tokens(size_t(floats) * sizeof(float) + size_t(plan_.tokens) * sizeof(int64_t));
-    // A unit's partial results after the other's; every unit has room for the largest.
-    const int64_t room = plan_.units * plan_.partial_rows;
+    // A split unit's partial results after the other's; each has room for the largest.
+    const int64_t room = plan_.split_units * plan_.partial_rows;
     Scratch partial(size_t(room * (in_.rank_dim + 2)) * sizeof(float));
     if (tokens.failed() || partial.failed()) return Scratch::error();
     absorbed_ = tokens.as<float>();
@@ -169,7 +169,10 @@ class Call {
     const Strip<C> strip = this->strip(b);
     const C* places[2][kBlockKeys];
     const C **found = places[0], **next = places[1];
-    if (low < high) strip.find(low, smaller(kBlockKeys, high - low), kBlockKeys, next);
+    if (low < high) {
+      strip.find(low, smaller(kBlockKeys, high - low), kBlockKeys, next);
+      fetch(next);
+    }
     for (int64_t from = low; from < high; from += kBlockKeys) {
       const C** rest = found;
       found = next;
@@ -190,6 +193,15 @@ class Call {
                      split * rows.count);
     }
     return nullptr;
+  }
+
+  // The first block of a task, which no block before it has fetched.
+  void fetch(const C* const* rows) const {
+    const int64_t bytes = in_.width() * int64_t(sizeof(C));
+    for (int64_t j = 0; j < kBlockKeys; j++) {
+      const char* row = reinterpret_cast<const char*>(rows[j]);
+      for (int64_t i = 0; i < bytes; i += 64) prefetch(row + i);
+    }
   }
 
   // Finished rows.

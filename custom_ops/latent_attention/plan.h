@@ -36,13 +36,14 @@ struct RowPlan {
   bool is_absorbed;
   int64_t first_token;  // among those of all absorbed rows
   int64_t rows, block_rows, blocks, splits;
-  int64_t first_task, first_unit;
+  int64_t first_task;
+  int64_t first_unit;  // among those that are split
 };
 
 struct Plan {
   RowPlan* rows;
-  int64_t batch, tasks = 0, units = 0, tokens = 0;
-  int64_t partial_rows = 0;  // that a split unit needs room for, all splits together
+  int64_t batch, tasks = 0, tokens = 0;
+  int64_t split_units = 0, partial_rows = 0;  // that each of them has room for, all splits together
   double cost = 0;
 
   // The row that a task belongs to: the last whose first task is not beyond it.
@@ -82,11 +83,11 @@ struct Plan {
       row.blocks = row.rows ? (row.rows + row.block_rows - 1) / row.block_rows : 0;
       row.splits = row.is_absorbed ? splits(in, b, window, absorbed_units) : 1;
       row.first_task = tasks;
-      row.first_unit = units;
+      row.first_unit = split_units;
       const int64_t of_row = row.blocks * (row.is_absorbed ? 1 : in.heads);
       tasks += of_row * row.splits;
-      units += of_row;
       if (row.splits > 1) {
+        split_units += of_row;
         const int64_t all = row.splits * smaller(row.rows, row.block_rows);
         partial_rows = larger(partial_rows, all);
       }

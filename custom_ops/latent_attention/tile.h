@@ -14,18 +14,18 @@ constexpr int64_t kBlockKeys = 96;  // between two looks at the running maximum
 constexpr int64_t kRowTile = 16;    // rows that pass over a block while it is in the first cache
 // What the registers hold at a time: dot products of rows with keys, rows of sums by vectors.
 #if defined(__AVX512F__)
-constexpr size_t kScoreRows = 2, kScoreKeys = 8, kMixRows = 4, kMixVectors = 4;
+constexpr size_t kScoreRows = 4, kScoreKeys = 6, kMixRows = 4, kMixVectors = 4;
 #elif defined(__aarch64__)
-constexpr size_t kScoreRows = 4, kScoreKeys = 4, kMixRows = 4, kMixVectors = 4;
+constexpr size_t kScoreRows = 4, kScoreKeys = 6, kMixRows = 4, kMixVectors = 4;
 #else
-constexpr size_t kScoreRows = 2, kScoreKeys = 4, kMixRows = 4, kMixVectors = 2;
+constexpr size_t kScoreRows = 2, kScoreKeys = 6, kMixRows = 4, kMixVectors = 2;
 #endif
 static_assert(kBlockKeys % kScoreKeys == 0 && kBlockKeys % kLanes == 0);
 static_assert(kRowTile % kScoreRows == 0 && kRowTile % kMixRows == 0);
 
-// Something that is needed soon, in steps of `element` bytes for each column of a key.
+// Keys that are needed soon, in steps of `element` bytes for each column.
 struct Ahead {
-  const char* at;
+  const char* keys[2];
   size_t element;
 };
 
@@ -33,11 +33,11 @@ struct Ahead {
 static inline void score_group(const float* const* queries, const float* const* keys, size_t dim,
                                Ahead ahead, float* scores) {
   constexpr size_t kSums = kScoreRows * kScoreKeys;
-  static_assert(kSums % kLanes == 0);
   F32 sums[kSums] = {};
   size_t d = 0;
   for (; d + kLanes <= dim; d += kLanes) {
-    prefetch(ahead.at + d * ahead.element);
+    prefetch(ahead.keys[0] + d * ahead.element);
+    prefetch(ahead.keys[1] + d * ahead.element);
     F32 q[kScoreRows];
 #pragma unroll
     for (size_t r = 0; r < kScoreRows; r++) q[r] = load(queries[r] + d);
@@ -51,16 +51,22 @@ static inline void score_group(const float* const* queries, const float* const* 
     }
   }
   if (d < dim) {
+#pragma unroll
     for (size_t k = 0; k < kScoreKeys; k++) {
       const F32 key = load_part(keys[k] + d, dim - d);
+#pragma unroll
       for (size_t r = 0; r < kScoreRows; r++) {
         const F32 q = load_part(queries[r] + d, dim - d);
         sums[r * kScoreKeys + k] = multiply_add(q, key, sums[r * kScoreKeys + k]);
       }
     }
   }
-  alignas(64) float totals[kSums];
-  for (size_t i = 0; i < kSums; i += kLanes) store(totals + i, fold(sums + i));
+  alignas(64) float totals[kSums + kLanes];
+#pragma unroll
+  for (size_t i = 0; i + kLanes <= kSums; i += kLanes) store(totals + i, fold(sums + i));
+  if constexpr (kSums % kLanes) {
+    store(totals + kSums - kLanes / 2, fold_half(sums + kSums - kLanes / 2));
+  }
   for (size_t r = 0; r < kScoreRows; r++) {
     __builtin_memcpy(scores + r * kBlockKeys, totals + r * kScoreKeys, kScoreKeys * sizeof(float));
   }
@@ -207,9 +213,10 @@ static inline void score_rows(const Rows& rows, int64_t row, int64_t count, cons
         queries[i] = rows.query + smaller(row + r + int64_t(i), rows.count - 1) * rows.query_stride;
       }
       // While a group of keys is multiplied, as many of the next block are fetched.
-      const int64_t next = k + r / int64_t(kScoreRows) % int64_t(kScoreKeys);
-      score_group(queries, block.keys + k, size_t(rows.dim), {block.ahead[next], block.element},
-                  scores + r * kBlockKeys + k);
+      const char* const* next = block.ahead + k;
+      const size_t i = size_t(r) / kScoreRows * 2;
+      const Ahead ahead = {{next[i % kScoreKeys], next[(i + 1) % kScoreKeys]}, block.element};
+      score_group(queries, block.keys + k, size_t(rows.dim), ahead, scores + r * kBlockKeys + k);
     }
   }
 }

@@ -26,5 +26,16 @@ static inline F32 fold(const F32* v) {
   }
 }
 
+// kLanes / 2 vectors go in; the first half of what comes out are their sums.
+template <size_t kCount = kLanes>
+static inline F32 fold_half(const F32* v) {
+  if constexpr (kCount == 1) {
+    return v[0];  // there is no half of one lane, and nobody asks for it
+  } else {
+    const F32 pairs = fold<kCount / 2>(v);
+    return detail::add_pieces<1>(pairs, pairs, AllLanes{});
+  }
+}
+
 }  // namespace EDGE_ISA
 }  // namespace edge
