@@ -3,11 +3,11 @@ fraction of its read bandwidth that decoding reaches and of its float32 peak tha
 
     python bench/cached_attention.py [--threads 2] [--only int8] [--json]
 
-A cache of int8 is compared with ONNX Runtime's own, which has one scale for all keys and one for all
-values where ours has one a row. The last lines say which shapes are faster in which. On one thread of
-a Zen 5: ours by 1.5 to 2.2 in prefill, by 1.3 to 2.9 in decoding where query heads share keys (they
-are read once), by 3.8 to 7.6 with int8; ONNX Runtime's by up to 1.07 in decoding with as many
-key/value heads as query heads, where both wait for memory.
+A cache of int8 is compared with ONNX Runtime's own, which has one scale for all keys and one for
+all values where ours has one a row. The last lines say which shapes are faster in which. On one
+thread of a Zen 5: ours by 1.5 to 2.2 in prefill, by 1.3 to 2.9 in decoding where query heads share
+keys (they are read once), by 3.8 to 7.6 with int8; ONNX Runtime's by up to 1.07 in decoding with as
+many key/value heads as query heads, where both wait for memory.
 """
 
 from __future__ import annotations
