@@ -16,14 +16,15 @@ class Call:
     length: Tensor  # [batch] real tokens in this call
     positions: Tensor  # [batch, seq] of each token from the start of its row
     table: Tensor  # [batch, pages] where each row's cache pages lie; contiguous: its own row
+    embedding: Tensor  # [batch, seq, hidden] of the tokens, as the first layer gets it
     rotations: dict[RopeSpec, tuple[Tensor, Tensor]]  # cos, sin [batch, seq, dim / 2]
 
     @staticmethod
-    def prepare(input_ids: Tensor, start: Tensor, length: Tensor, ropes: list[Rope]) -> Call:
-        batch, seq = input_ids.shape
-        steps = torch.arange(seq, device=input_ids.device)
+    def prepare(embedding: Tensor, start: Tensor, length: Tensor, ropes: list[Rope]) -> Call:
+        batch, seq = embedding.shape[:2]
+        steps = torch.arange(seq, device=embedding.device)
         positions = start[:, None] + steps[None, :]
-        table = torch.arange(batch, device=input_ids.device)[:, None]
+        table = torch.arange(batch, device=embedding.device)[:, None]
         total = start + length
         rotations = {rope.spec: rope(positions, total) for rope in ropes}
-        return Call(start, length, positions, table, rotations)
+        return Call(start, length, positions, table, embedding, rotations)

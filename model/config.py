@@ -14,8 +14,8 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "swigl
 CacheDtype = Literal["float32", "float16", "int8"]
 NormKind = Literal["rms", "layer"]
 # Where a layer normalises: before each half (llama), before and after (gemma), only after (olmo2),
-# or once before both halves, which then run side by side (cohere2).
-Wiring = Literal["pre", "sandwich", "post", "parallel"]
+# once before both halves, which then run side by side (cohere2), or nowhere: what it holds does.
+Wiring = Literal["pre", "sandwich", "post", "parallel", "bare"]
 
 
 @dataclass(frozen=True)

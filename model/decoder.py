@@ -26,7 +26,7 @@ class Layer(nn.Module):
         super().__init__()
         self.wiring = spec.wiring
         self.residual_scale = spec.residual_scale
-        before, after = spec.wiring != "post", spec.wiring in ("post", "sandwich")
+        before, after = spec.wiring not in ("post", "bare"), spec.wiring in ("post", "sandwich")
         self.mixer = None if spec.mixer is None else spec.mixer.build(config.hidden_size)
         self.feed_forward: nn.Module | None = None
         if spec.feed_forward is not None:
@@ -77,6 +77,9 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
         self.ropes = nn.ModuleList(Rope(spec) for spec in config.ropes)
         self.layers = nn.ModuleList(Layer(config, spec) for spec in config.layers)
+        mixers = [layer.mixer for layer in self._each_layer() if layer.mixer is not None]
+        for index, mixer in enumerate(mixers):
+            mixer.share(mixers[:index])
         self.norm = Norm(config.hidden_size, config.norm)
         if not config.tied_head:
             self.head = Linear(config.hidden_size, config.vocab_size)
@@ -103,8 +106,8 @@ class Decoder(nn.Module):
         states: list[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         ropes = [cast(Rope, rope) for rope in self.ropes]
-        call = Call.prepare(input_ids, start, length, ropes)
         x = scaled(self.embedding(input_ids), self.config.embedding_scale)
+        call = Call.prepare(x, start, length, ropes)
         after: list[Tensor] = []
         for layer in self._each_layer():
             taken = states[len(after) : len(after) + len(layer.states(""))]

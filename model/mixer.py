@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, call: Call, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """A step at or past `call.length` changes no state."""
+
+    def share(self, earlier: Sequence[Mixer]) -> None:
+        """Take over what this one has in common with the mixers of earlier layers."""
 
 
 def check_cache_rows(dtype: CacheDtype, **rows: int) -> None:

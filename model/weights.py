@@ -264,6 +264,7 @@ _LAYER_NORMS: dict[str, dict[str, str]] = {
         "feed_forward_post_norm": "post_feedforward_layernorm",
     },
     "parallel": {"mixer_norm": "input_layernorm"},
+    "bare": {},
 }
 
 

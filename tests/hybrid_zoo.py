@@ -13,11 +13,13 @@ _NEMOTRON: dict[str, Json] = {
     "time_step_min": 0.05,
     "moe_intermediate_size": 22,
     "moe_shared_expert_intermediate_size": 26,
+    "chunk_size": 16,
 }
 _FALCON: dict[str, Json] = {
     "rms_norm_eps": 1e-4,
     "mamba_d_head": 13,
     "mamba_d_state": 12,
+    "mamba_chunk_size": 16,
     "attention_in_multiplier": 0.9,
     "attention_out_multiplier": 0.7,
     "ssm_in_multiplier": 1.25,
@@ -27,6 +29,14 @@ _FALCON: dict[str, Json] = {
     "key_multiplier": 0.8,
     "embedding_multiplier": 4.5,
     "lm_head_multiplier": 0.7,
+}
+_ZAMBA: dict[str, Json] = {
+    "num_key_value_heads": 3,
+    "mamba_d_state": 10,
+    "n_mamba_heads": 8,
+    "adapter_rank": 7,
+    "chunk_size": 16,
+    "time_step_min": 0.03,
 }
 
 
@@ -166,6 +176,7 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
             "mamba_expand": 2,
             "mamba_d_head": "auto",
             "mamba_d_state": 6,
+            "mamba_chunk_size": 16,
             "mamba_n_groups": 8,
             "mamba_d_conv": 3,
             "mamba_rms_norm": True,
@@ -173,6 +184,62 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
             "rms_norm_eps": 1e-2,
             "time_step_limit": [0.05, 0.8],
             "tie_word_embeddings": True,
+        },
+    ),
+    "zamba2": (
+        "zamba2",
+        {
+            **_ZAMBA,
+            "num_hidden_layers": 5,
+            "layers_block_type": ["mamba", "hybrid", "hybrid", "mamba", "hybrid"],
+            "num_mem_blocks": 2,
+            "use_mem_rope": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "zamba2-adapted": (
+        "zamba2",
+        {
+            **_ZAMBA,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+            "head_dim": 20,
+            "attention_head_dim": 20,
+            "use_shared_attention_adapter": True,
+            "mamba_ngroups": 4,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "zamba2-untied": (  # transformers shares no block then
+        "zamba2",
+        {
+            **_ZAMBA,
+            "num_hidden_layers": 3,
+            "layers_block_type": ["hybrid", "mamba", "hybrid"],
+            "mamba_ngroups": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "zamba2-biased": (
+        "zamba2",
+        {
+            **_ZAMBA,
+            "num_hidden_layers": 3,
+            "layers_block_type": ["hybrid", "mamba", "hybrid"],
+            "tie_word_embeddings": True,
+            "add_bias_linear": True,
+            "use_mem_rope": True,
+            "mamba_ngroups": 2,
+            "mamba_d_conv": 3,
+            "hidden_act": "silu",
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 5e4,
+                "factor": 2.0,
+            },
         },
     ),
 }

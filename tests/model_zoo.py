@@ -426,6 +426,9 @@ def _random_weight(name: str, like: Tensor, model_type: str, generator: Generato
         return noise - 2.5
     if "gate_weight" in name:
         return noise * (0.4 / like.shape[-1] ** 0.5)
+    if "shared_transformer" in name:
+        # Zamba2's block has no residuals of its own, so that every step of it multiplies errors.
+        return noise * (0.8 / like.shape[-1] ** 0.5)
     # gpt_oss saves its experts as [experts, in, out].
     fan_in = like.shape[-2 if model_type == "gpt_oss" and noise.ndim == 3 else -1]
     return noise * (1.5 / fan_in**0.5)
