@@ -18,7 +18,15 @@ from tests import model_zoo as zoo
 from tests.parity.built import build
 
 # Each recurrent mixer, alone and beside attention.
-NAMES = ("mamba-biased", "mamba2-grouped", "jamba-dense-tied", "lfm2", "recurrent-gemma")
+NAMES = (
+    "mamba-biased",
+    "mamba2-grouped",
+    "jamba-dense-tied",
+    "lfm2",
+    "recurrent-gemma",
+    "olmo-hybrid-unrotated",
+    "kimi-linear-ranked",
+)
 
 
 @pytest.fixture(params=["native", "portable"])
