@@ -57,8 +57,25 @@ def trace(decoder: Decoder) -> Graph:
 
 def to_graph(program: torch.export.ExportedProgram, layout: StateLayout) -> Graph:
     graph = Graph(_translate(program).model, layout)
+    _merge_shared(graph.model, program)
     _name_boundary(graph)
     return graph
+
+
+def _merge_shared(model: ir.Model, program: torch.export.ExportedProgram) -> None:
+    """A parameter that several layers share has a name in each of them: the first one stays."""
+    first: dict[int, str] = {}
+    initializers = model.graph.initializers
+    for name, tensor in program.state_dict.items():
+        kept = first.setdefault(id(tensor), name)
+        if kept == name or name not in initializers:
+            continue
+        value = initializers.pop(name)
+        if kept in initializers:
+            ir.convenience.replace_all_uses_with(value, initializers[kept])
+        else:
+            value.name = kept
+            initializers[kept] = value
 
 
 def capture_as_exported(decoder: Decoder) -> torch.export.ExportedProgram:
