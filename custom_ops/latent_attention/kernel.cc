@@ -3,10 +3,9 @@
 // `up` first, all heads attend to the latents themselves, and the result goes through `up`; expanded,
 // each head's keys and values are made of the latents, a block at a time.
 #include "latent_attention/absorb.h"
-#include "latent_attention/cache_rows.h"
-#include "latent_attention/inputs.h"
+#include "latent_attention/expand.h"
 #include "latent_attention/plan.h"
-#include "native/gemm.h"
+#include "latent_attention/splits.h"
 #include "native/in_place.h"
 
 namespace edge {
@@ -16,7 +15,6 @@ namespace latent {
 constexpr double kInlineCost = 1 << 17;  // multiplications; below that, waking threads costs more
 constexpr int64_t kAppendSteps = 64;
 constexpr int64_t kTokenGroup = 32;      // that share each pass over a head's part of `up`
-constexpr int64_t kChunkKeys = 2 * kBlockKeys;  // expanded at a time
 
 template <class W, class C>
 class Call {
@@ -36,15 +34,15 @@ class Call {
     // Absorbed queries, which the attended latents take the place of; and the token of each.
     const int64_t floats = product(product(plan_.tokens, in_.heads), in_.width());
     if (floats < 0 || floats >= int64_t(1) << 60) return Scratch::error();
-    Scratch tokens(size_t(floats) * sizeof(float) + size_t(plan_.tokens) * sizeof(int64_t));
+    const int64_t origins = round_up(plan_.tokens, 8);  // whole cache lines
+    Scratch tokens(size_t(floats) * sizeof(float) + size_t(origins) * sizeof(int64_t));
     // A split unit's partial results after the other's; each has room for the largest.
     const int64_t room = plan_.split_units * plan_.partial_rows;
-    Scratch partial(size_t(room * (in_.rank_dim + 2)) * sizeof(float));
+    Scratch partial(size_t(Splits::floats(room, in_.rank_dim)) * sizeof(float));
     if (tokens.failed() || partial.failed()) return Scratch::error();
-    absorbed_ = tokens.as<float>();
-    origin_ = reinterpret_cast<int64_t*>(absorbed_ + floats);
-    partial_ = partial.as<float>();
-    stats_ = partial_ + room * in_.rank_dim;
+    origin_ = tokens.as<int64_t>();
+    absorbed_ = reinterpret_cast<float*>(origin_ + origins);
+    splits_.use(partial.as<float>(), room, in_.rank_dim);
     for (int64_t b = 0; b < in_.batch; b++) {
       const RowPlan& row = plan_.rows[b];
       for (int64_t s = 0; row.is_absorbed && s < in_.row_length(b); s++) {
@@ -189,8 +187,7 @@ class Call {
     if (row.splits == 1) {
       give(rows, queries, in_.width());
     } else {
-      keep(rows, (row.first_unit + row.blocks - 1 - block) * plan_.partial_rows +
-                     split * rows.count);
+      splits_.keep(rows, first_place(row, block) + split * rows.count);
     }
     return nullptr;
   }
@@ -204,86 +201,36 @@ class Call {
     }
   }
 
-  // Finished rows.
-  static void give(const Rows& rows, float* to, int64_t stride) {
-    for (int64_t r = 0; r < rows.count; r++) {
-      const float factor = 1.0f / rows.mass[r];
-      const float* from = rows.output + r * rows.v_dim;
-      for (int64_t d = 0; d < rows.v_dim; d++) to[r * stride + d] = from[d] * factor;
-    }
-  }
-
-  // Rows of one split.
-  void keep(const Rows& rows, int64_t at) const {
-    float* to = partial_ + at * rows.v_dim;
-    for (int64_t i = 0; i < rows.count * rows.v_dim; i++) to[i] = rows.output[i];
-    for (int64_t r = 0; r < rows.count; r++) {
-      stats_[2 * (at + r)] = rows.peak[r];
-      stats_[2 * (at + r) + 1] = rows.mass[r];
-    }
-  }
-
   // One head's keys and values, made of the latents a chunk at a time for all rows of the task.
   Status* attend_expanded(int64_t b, int64_t head, Rows rows) const {
     rows.query = in_.query_at(b, rows.first, head);
     rows.query_stride = in_.heads * in_.query_width();
     rows.dim = in_.query_width();
     rows.v_dim = in_.value_dim;
-    const int64_t own = Rows::floats(rows.count, rows.v_dim);
-    const int64_t width = round_up(rows.dim + rows.v_dim, 16);
-    const int64_t floats = own + kTileScores + kChunkKeys * (round_up(in_.rank_dim, 16) + width);
-    Scratch scratch(size_t(floats) * sizeof(float) + kGemmScratchBytes);
+    const int64_t own = Rows::floats(rows.count, rows.v_dim) + kTileScores;
+    Scratch scratch(size_t(own + Expanded::floats(in_)) * sizeof(float));
     if (scratch.failed()) return Scratch::error();
-    float* scores = scratch.as<float>() + own;
-    rows.use(scratch.as<float>());
-    float* expanded = scores + kTileScores;
+    rows.use(scratch.as<float>() + kTileScores);
+    const Expanded expanded(in_, scratch.as<float>() + own);
 
     const int64_t low = rows.oldest(0), high = rows.position(rows.count - 1) + 1;
     for (int64_t from = low; from < high; from += kChunkKeys) {
       const int64_t chunk = smaller(kChunkKeys, high - from);
-      expand(b, head, from, chunk, expanded, width);
+      expand(in_, strip(b), up_rows(head), from, chunk, expanded);
       for (int64_t at = 0; at < chunk; at += kBlockKeys) {
         const float* keys[kBlockKeys];
         const float* values[kBlockKeys];
         const int64_t count = smaller(kBlockKeys, chunk - at);
-        for (int64_t j = 0; j < kBlockKeys; j++) {
-          keys[j] = expanded + (at + smaller(j, count - 1)) * width;
-          values[j] = keys[j] + rows.dim;
-        }
+        expanded.places(at, count, keys, values);
         const auto ahead = reinterpret_cast<const char* const*>(keys);  // they are near already
         Ready ready;
-        attend_block(rows, {from + at, count, keys, values, ahead, sizeof(float)}, ready, scores);
+        attend_block(rows, {from + at, count, keys, values, ahead, sizeof(float)}, ready,
+                     scratch.as<float>());
       }
     }
     const int64_t at = ((b * in_.seq + rows.first) * in_.heads + head) * in_.value_dim;
     give(rows, output_ + at, in_.heads * in_.value_dim);
     return nullptr;
-  }
-
-  // Rows of [nope | rope | value] at `to`; what follows them is for intermediate results.
-  EDGE_OUT_OF_LINE void expand(int64_t b, int64_t head, int64_t from, int64_t count, float* to,
-                               int64_t width) const {
-    float* latents = to + kChunkKeys * width;
-    float* gemm = latents + kChunkKeys * round_up(in_.rank_dim, 16);
-    const C* found[kChunkKeys];
-    strip(b).find(from, count, count, found);
-    widen_rows(found, count, in_.rank_dim, latents, in_.rank_dim);
-    for (int64_t j = 0; j < count; j++) found[j] += in_.rank_dim;
-    widen_rows(found, count, in_.rope_dim, to + in_.nope_dim, width);
-    const W* up = up_rows(head);
-    multiply(latents, count, up, in_.nope_dim, to, width, gemm);
-    multiply(latents, count, up + in_.nope_dim * in_.rank_dim, in_.value_dim,
-             to + in_.query_width(), width, gemm);
-  }
-
-  void multiply(const float* latents, int64_t count, const W* weight, int64_t columns, float* to,
-                int64_t width, float* scratch) const {
-    const int64_t most = int64_t(kBlockColumns);
-    for (int64_t n = 0; n < columns; n += most) {
-      gemm_block(latents, size_t(count), size_t(in_.rank_dim), weight + n * in_.rank_dim,
-                 size_t(smaller(most, columns - n)), size_t(in_.rank_dim), to + n, size_t(width),
-                 scratch);
-    }
   }
 
   Status* finish_all() const {
@@ -298,27 +245,16 @@ class Call {
     });
   }
 
-  // Weighs the splits' results against their common peak.
   void merge(const RowPlan& row, int64_t step, int64_t head) const {
     const int64_t at = step * in_.heads + head, block = at / row.block_rows;
     const int64_t rows = smaller(row.rows - block * row.block_rows, row.block_rows);
-    const int64_t unit = row.first_unit + row.blocks - 1 - block;
-    const int64_t first = unit * plan_.partial_rows + at % row.block_rows;
-    float top = kLowest, total = 0;
-    for (int64_t k = 0; k < row.splits; k++) {
-      const float peak = stats_[2 * (first + k * rows)];
-      top = peak > top ? peak : top;
-    }
-    float* to = absorbed(row.first_token + step, head);
-    for (int64_t d = 0; d < in_.rank_dim; d++) to[d] = 0;
-    for (int64_t k = 0; k < row.splits; k++) {
-      const int64_t i = first + k * rows;
-      const float factor = exp_of_negative(splat(stats_[2 * i] - top))[0];
-      const float* from = partial_ + i * in_.rank_dim;
-      total += stats_[2 * i + 1] * factor;
-      for (int64_t d = 0; d < in_.rank_dim; d++) to[d] += factor * from[d];
-    }
-    for (int64_t d = 0; d < in_.rank_dim; d++) to[d] *= 1.0f / total;
+    const int64_t place = first_place(row, block) + at % row.block_rows;
+    splits_.merge(place, rows, row.splits, absorbed(row.first_token + step, head));
+  }
+
+  // Where the results of a block's splits begin.
+  int64_t first_place(const RowPlan& row, int64_t block) const {
+    return (row.first_unit + row.blocks - 1 - block) * plan_.partial_rows;
   }
 
   // A head's attended latents through its value rows of `up`, as many tokens at a time as lie
@@ -349,8 +285,7 @@ class Call {
   Plan plan_ = {};
   float* absorbed_ = nullptr;  // [tokens][heads][width]
   int64_t* origin_ = nullptr;  // [tokens], row * seq + step
-  float* partial_ = nullptr;
-  float* stats_ = nullptr;
+  Splits splits_ = {};
 };
 
 class LatentAttention {
