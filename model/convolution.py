@@ -3,12 +3,12 @@ the next call must remember of this one."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from edgewright.artifacts.states import StateSpec
+from edgewright.model.activation import ACTIVATIONS
+from edgewright.model.config import Activation
 from edgewright.model.ops import causal_conv
 
 
@@ -16,7 +16,7 @@ class Convolution(nn.Module):
     no_bias: Tensor
 
     def __init__(
-        self, channels: int, taps: int, bias: bool, activation: Literal["none", "silu"] = "none"
+        self, channels: int, taps: int, bias: bool, activation: Activation | None = None
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -32,4 +32,9 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         bias = self.no_bias if self.bias is None else self.bias
-        return causal_conv(x, self.weight, bias, state, length, activation=self.activation)
+        # The op knows silu itself.
+        known = "silu" if self.activation == "silu" else "none"
+        y, state = causal_conv(x, self.weight, bias, state, length, activation=known)
+        if self.activation is not None and known == "none":
+            y = ACTIVATIONS[self.activation](y)
+        return y, state

@@ -35,9 +35,6 @@ def read_gated_delta(
     value_dim: int | None = None,
 ) -> GatedDeltaSpec:
     """The sizes given are the family's own, for what the config leaves out."""
-    # The convolution's activation too.
-    if reader.activation("hidden_act", "silu") != "silu":
-        raise reader.wrong("hidden_act", reader.raw("hidden_act"), "silu, for linear attention")
     keys = reader.integer("linear_num_key_heads", key_heads, maximum=_MOST_HEADS)
     values = reader.integer("linear_num_value_heads", value_heads, maximum=_MOST_HEADS)
     if values % keys:
@@ -51,13 +48,14 @@ def read_gated_delta(
         "linear_value_head_dim", value_dim or 2 * key_dim, maximum=_MOST_HEADS
     )
     taps = reader.integer("linear_conv_kernel_dim", 4, minimum=2, maximum=_LONGEST)
-    return GatedDeltaSpec(keys, values, key_dim, value_dim, taps, norm_eps)
+    activation = reader.activation("hidden_act", "silu")
+    return GatedDeltaSpec(keys, values, key_dim, value_dim, taps, norm_eps, activation)
 
 
 def read_qwen_mixers(reader: ConfigReader, sizes: Sizes, norm: NormSpec) -> list[MixerSpec]:
     """Gated delta layers, and every so often gated attention with partly rotated heads."""
-    reader.require("use_sliding_window", False)
-    reader.require("attn_output_gate", True)
+    # Never a window and always a gate, whatever these say.
+    reader.ignore("use_sliding_window", "attn_output_gate")
     bias = reader.boolean("attention_bias", False)
     attention = replace(
         sizes.attention,

@@ -15,14 +15,18 @@ def read_moe(
     reader: ConfigReader, intermediate: int, *, experts: int, top_k: int, fewest: int = 1
 ) -> MoeSpec:
     """Softmax-routed experts; `experts` and `top_k` are the family's own defaults."""
-    # Published and saved configs disagree on the name, within one family too.
-    either = "num_local_experts" if "num_local_experts" in reader else "num_experts"
-    reader.ignore("num_local_experts", "num_experts")
-    count = reader.integer(either, experts, minimum=fewest, maximum=_MOST_EXPERTS)
+    count = read_expert_count(reader, experts, fewest)
     chosen = reader.integer("num_experts_per_tok", top_k)
     if count and chosen > count:
         raise reader.error(f"num_experts_per_tok {chosen} is more than the {count} experts")
     return MoeSpec(count, chosen, intermediate, _read_activation(reader))
+
+
+def read_expert_count(reader: ConfigReader, default: int, fewest: int = 1) -> int:
+    # Published and saved configs disagree on the name, within one family too.
+    either = "num_local_experts" if "num_local_experts" in reader else "num_experts"
+    reader.ignore("num_local_experts", "num_experts")
+    return reader.integer(either, default, minimum=fewest, maximum=_MOST_EXPERTS)
 
 
 def read_grouped_moe(

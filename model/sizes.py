@@ -45,10 +45,13 @@ def read_sizes(
     head_dim: int | None = None,
     intermediate: int | None = None,
     layers: int | None = None,
+    kv_heads: int | None = None,
 ) -> Sizes:
+    """What the family has where its config says nothing; a null for `num_key_value_heads` is one a
+    head in every family."""
     hidden = reader.integer("hidden_size", maximum=_LARGEST)
     heads = reader.integer("num_attention_heads", maximum=_MOST_HEADS)
-    kv_heads = reader.integer("num_key_value_heads", heads, maximum=_MOST_HEADS)
+    kv_heads = reader.integer_or_null("num_key_value_heads", kv_heads) or heads
     if heads % kv_heads:
         raise reader.error(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"

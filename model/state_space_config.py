@@ -29,7 +29,7 @@ def ignore_state_space_training(reader: ConfigReader) -> None:
 def read_recurrent(reader: ConfigReader, architecture: str, mixer: MixerSpec) -> ModelConfig:
     """A model of such mixers alone. Mamba's own families name their sizes alike."""
     ignore_state_space_training(reader)
-    reader.require("rms_norm", True)
+    reader.ignore("rms_norm")  # it has no other
     layers = reader.integer("num_hidden_layers", maximum=_MOST_LAYERS)
     return ModelConfig(
         architecture,
@@ -48,7 +48,6 @@ def read_hidden_size(reader: ConfigReader) -> int:
 
 def read_selective_scan(reader: ConfigReader, hidden: int) -> SelectiveScanSpec:
     """As mamba and falcon_mamba have it."""
-    reader.require("hidden_act", "silu", "swish")
     expanded = hidden * reader.integer("expand", 2, maximum=_LARGEST)
     return SelectiveScanSpec(
         # Where both are given, this one is what transformers takes.
@@ -58,6 +57,7 @@ def read_selective_scan(reader: ConfigReader, hidden: int) -> SelectiveScanSpec:
         conv_width=reader.integer("conv_kernel", 4, 2, _WIDEST_CONVOLUTION),
         conv_bias=reader.boolean("use_conv_bias", True),
         bias=reader.boolean("use_bias", False),
+        activation=reader.activation("hidden_act", "silu"),
     )
 
 
@@ -73,7 +73,6 @@ def read_state_space_dual(
     """As hybrids of attention and Mamba-2 have it, each group of heads normalised by itself.
     `inner`: the width of all heads, where the config has a key of its own for it."""
     reader.ignore("mamba_chunk_size")
-    reader.require("hidden_act", "silu", "swish")
     heads = reader.integer("mamba_n_heads", 128, maximum=_MOST_HEADS)
     expanded = hidden * reader.integer("mamba_expand", 2, maximum=_LARGEST)
     inner = inner or expanded
@@ -94,6 +93,7 @@ def read_state_space_dual(
         groups=groups,
         conv_width=reader.integer("mamba_d_conv", 4, 2, _WIDEST_CONVOLUTION),
         conv_bias=reader.boolean("mamba_conv_bias", True),
+        activation=reader.activation("hidden_act", "silu"),
         input_bias=bias,
         output_bias=bias,
         norm_eps=norm.eps,

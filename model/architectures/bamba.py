@@ -32,7 +32,7 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     # transformers turns half of each head whatever attn_rotary_emb says.
     reader.ignore("attn_rotary_emb", "num_logits_to_keep", "use_mamba_kernels")
     reader.ignore("z_loss_coefficient")
-    sizes = read_sizes(reader, max_context=262144)
+    sizes = read_sizes(reader, max_context=262144, kv_heads=8)
     norm = read_rms_norm(reader, 1e-5)
     bias = reader.boolean("attention_bias", False)
     attention = replace(

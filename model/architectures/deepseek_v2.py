@@ -22,9 +22,8 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore(
         "aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers", "num_mtp_layers"
     )
-    reader.require("moe_layer_freq", 1)
-    reader.require("scoring_func", "softmax")
-    reader.require("norm_topk_prob", False)
+    # transformers scores by softmax and leaves the weights as they are, whatever these say.
+    reader.ignore("moe_layer_freq", "scoring_func", "norm_topk_prob")
     sizes, mixer = read_latent_attention(reader, LatentSizes(), max_context=2048, interleaved=True)
     bias = reader.boolean("mlp_bias", False)
     experts = _read_experts(reader, bias)

@@ -34,9 +34,8 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore(
         "aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers", "num_mtp_layers"
     )
-    reader.require("moe_layer_freq", 1)
-    reader.require("scoring_func", "sigmoid")
-    reader.require("topk_method", "noaux_tc")
+    # transformers knows one way to choose experts, whatever these say.
+    reader.ignore("moe_layer_freq", "scoring_func", "topk_method")
     sizes, mixer = read_latent_attention(
         reader,
         LatentSizes(),

@@ -34,7 +34,7 @@ NAMES = Names(
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     _ignore_unused(reader)
-    sizes = read_sizes(reader, max_context=8192)
+    sizes = read_sizes(reader, max_context=8192, kv_heads=8)
     norm = read_rms_norm(reader, 1e-5)
     attention = Branch(
         _read_attention(reader, sizes),
@@ -67,8 +67,7 @@ def _ignore_unused(reader: ConfigReader) -> None:
     """Keys that published configs carry and transformers does not read."""
     ignore_state_space_training(reader)
     reader.ignore("num_logits_to_keep", "mlp_expansion_factor", "layers_block_type", "layer_types")
-    reader.require("mamba_use_mlp", True)
-    reader.require("attn_layer_indices")
+    reader.ignore("mamba_use_mlp", "attn_layer_indices")
 
 
 def _read_attention(reader: ConfigReader, sizes: Sizes) -> AttentionSpec:

@@ -30,8 +30,8 @@ _EXPERTS = MoeSpec(
 def read_config(reader: ConfigReader) -> ModelConfig:
     # Layers that guess tokens further ahead.
     reader.ignore("num_nextn_predict_layers", "num_mtp_layers")
-    reader.require("topk_method", "noaux_tc")
-    reader.require("scoring_func", "sigmoid")
+    # transformers knows one way to choose experts, and places them by mlp_layer_types alone.
+    reader.ignore("topk_method", "scoring_func", "first_k_dense_replace")
     interleaved = reader.boolean("rope_interleave", True)
     sizes, mixer = read_latent_attention(
         reader, _SIZES, max_context=202752, interleaved=interleaved
@@ -55,11 +55,6 @@ def _read_kinds(reader: ConfigReader, layers: int) -> list[str]:
     for kind in kinds:
         if kind not in ("dense", "sparse"):
             raise reader.wrong("mlp_layer_types", kind, "dense or sparse")
-    if kinds == usual:
-        # The older name for the same, which counts only where it agrees.
-        reader.require("first_k_dense_replace", 1)
-    else:
-        reader.ignore("first_k_dense_replace")
     return kinds
 
 

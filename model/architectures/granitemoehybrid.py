@@ -39,8 +39,7 @@ _RECURRENT = ("linear_attention", "mamba")
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    reader.ignore("init_method")
-    reader.require("normalization_function", "rmsnorm")
+    reader.ignore("init_method", "normalization_function")
     sizes = read_sizes(reader, max_context=2048)
     norm = read_rms_norm(reader)
     attention = _read_attention(reader, sizes)

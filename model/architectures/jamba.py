@@ -5,12 +5,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig, MoeSpec
+from edgewright.model.config import (
+    FeedForwardSpec,
+    LayerSpec,
+    MixerSpec,
+    MlpSpec,
+    ModelConfig,
+    MoeSpec,
+)
 from edgewright.model.config_reader import ConfigReader
 from edgewright.model.expert_weights import take_experts
 from edgewright.model.mixers.attention import AttentionSpec
 from edgewright.model.mixers.selective_scan import SelectiveScanSpec
-from edgewright.model.moe_config import read_moe
+from edgewright.model.moe_config import read_expert_count, read_moe
 from edgewright.model.sizes import read_rms_norm, read_sizes
 from edgewright.model.state_space_config import read_rank
 from edgewright.model.state_space_weights import take_selective_scan
@@ -33,19 +40,19 @@ NAMES = Names(
 def read_config(reader: ConfigReader) -> ModelConfig:
     reader.ignore("calc_logits_for_entire_prompt", "n_ctx", "num_logits_to_keep")
     reader.ignore("use_associative_scan", "use_mamba_kernels", "use_mambapy")
-    reader.require("mamba_inner_layernorms", True)
-    reader.require("sliding_window")
-    sizes = read_sizes(reader, max_context=262144)
+    # Always normalised, never within a window, whatever these say.
+    reader.ignore("mamba_inner_layernorms", "sliding_window")
+    sizes = read_sizes(reader, max_context=262144, kv_heads=8)
     norm = read_rms_norm(reader)
     recurrent = _read_selective_scan(reader, sizes.hidden, norm.eps)
-    experts = replace(read_moe(reader, sizes.intermediate, experts=16, top_k=2), renormalise=False)
-    dense = MlpSpec(sizes.intermediate, experts.activation)
+    dense = MlpSpec(sizes.intermediate, reader.activation("hidden_act", "silu"))
+    experts = _read_experts(reader, dense)
     attends = _read_places(reader, "attn_layer", 8, 4, sizes.layers)
     has_experts = _read_places(reader, "expert_layer", 2, 1, sizes.layers)
     layers = tuple(
         LayerSpec(
             sizes.attention if attention else recurrent,
-            experts if routed and experts.experts > 1 else dense,
+            experts if routed else dense,
         )
         for attention, routed in zip(attends, has_experts, strict=True)
     )
@@ -61,9 +68,19 @@ def _read_selective_scan(reader: ConfigReader, hidden: int, eps: float) -> Selec
         conv_width=reader.integer("mamba_d_conv", 4, minimum=2, maximum=1 << 10),
         conv_bias=reader.boolean("mamba_conv_bias", True),
         bias=reader.boolean("mamba_proj_bias", False),
+        activation=reader.activation("hidden_act", "silu"),
         norms="weighted",
         norm_eps=eps,
     )
+
+
+def _read_experts(reader: ConfigReader, dense: MlpSpec) -> FeedForwardSpec:
+    """One expert is an MLP: nothing is chosen."""
+    if read_expert_count(reader, 16) == 1:
+        reader.ignore("num_experts_per_tok")
+        return dense
+    experts = read_moe(reader, dense.intermediate, experts=16, top_k=2)
+    return replace(experts, renormalise=False)
 
 
 def _read_places(

@@ -35,7 +35,7 @@ _ATTENTION_NAMES = {"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     _ignore_unused(reader)
-    sizes = read_sizes(reader, max_context=128000, intermediate=12288)
+    sizes = read_sizes(reader, max_context=128000, intermediate=12288, kv_heads=8)
     norm = NormSpec("rms", reader.positive("norm_eps", 1e-5))
     attention = replace(
         sizes.attention,
@@ -57,13 +57,11 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 
 
 def _ignore_unused(reader: ConfigReader) -> None:
-    """How it was trained, and second names for sizes that transformers does not read."""
+    """How it was trained, and what transformers does not read: it rotates and gates always."""
     reader.ignore("block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init")
     reader.ignore("block_dim", "block_norm_eps", "conv_dim", "conv_dim_out", "num_heads")
     reader.ignore("conv_use_xavier_init")
-    reader.require("theta", 1000000.0)
-    reader.require("block_use_swiglu", True)
-    reader.require("use_pos_enc", True)
+    reader.ignore("theta", "block_use_swiglu", "use_pos_enc")
 
 
 def _intermediate(reader: ConfigReader, size: int) -> int:

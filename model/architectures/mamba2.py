@@ -24,7 +24,6 @@ def read_config(reader: ConfigReader) -> ModelConfig:
 def _read_mixer(reader: ConfigReader) -> StateSpaceDualSpec:
     # transformers gates before it normalises whatever the config says, and reads no rank.
     reader.ignore("chunk_size", "norm_before_gate", "time_step_rank", "intermediate_size")
-    reader.require("hidden_act", "silu", "swish")
     hidden = read_hidden_size(reader)
     heads = reader.integer("num_heads", 128, maximum=1 << 14)
     head_dim = reader.integer("head_dim", 64, maximum=1 << 24)
@@ -43,6 +42,7 @@ def _read_mixer(reader: ConfigReader) -> StateSpaceDualSpec:
         groups=groups,
         conv_width=reader.integer("conv_kernel", 4, minimum=2, maximum=1 << 10),
         conv_bias=reader.boolean("use_conv_bias", True),
+        activation=reader.activation("hidden_act", "silu"),
         input_bias=bias,
         output_bias=bias,
         norm_eps=reader.positive("layer_norm_epsilon", 1e-5),

@@ -60,15 +60,17 @@ def read_config(reader: ConfigReader) -> ModelConfig:
     kinds = _layer_types(reader)
     # num_hidden_layers may differ: the pattern is what counts.
     sizes = read_sizes(
-        reader, max_context=4096, head_dim=128, intermediate=21504, layers=len(kinds)
+        reader, max_context=4096, head_dim=128, intermediate=21504, layers=len(kinds), kv_heads=8
     )
-    reader.require("attention_head_dim", sizes.head_dim)
     norm = NormSpec("rms", reader.positive("layer_norm_epsilon", 1e-5))
     bias = reader.boolean("mlp_bias", False)
+    activation = reader.activation("mlp_hidden_act", "relu2")
+    if activation != "relu_squared" and _EXPERTS in kinds:
+        raise reader.wrong("mlp_hidden_act", activation, "relu2, for routed experts")
     layers: dict[str, LayerSpec] = {
         _MAMBA: LayerSpec(_read_state_space(reader, norm), None),
         _ATTENTION: LayerSpec(sizes.attention, None),
-        _MLP: LayerSpec(None, MlpSpec(sizes.intermediate, "relu_squared", bias, gated=False)),
+        _MLP: LayerSpec(None, MlpSpec(sizes.intermediate, activation, bias, gated=False)),
         _EXPERTS: LayerSpec(None, _read_experts(reader, bias)),
     }
     tied = reader.boolean("tie_word_embeddings", False)
@@ -92,9 +94,7 @@ def _ignore_unused(reader: ConfigReader) -> None:
     reader.ignore("norm_eps", "rms_norm_eps")
     for key in ("time_step_limit", "mamba_dt_limit"):
         reader.limits(key)
-    reader.require("attention_bias", False)
-    reader.require("mlp_hidden_act", "relu2")
-    reader.require("mamba_hidden_act", "silu", "swish")
+    reader.ignore("attention_bias", "attention_head_dim")
 
 
 def _layer_types(reader: ConfigReader) -> list[str]:
@@ -128,6 +128,7 @@ def _read_state_space(reader: ConfigReader, norm: NormSpec) -> StateSpaceDualSpe
         groups=groups,
         conv_width=reader.integer(_named(reader, "mamba_d_conv", "conv_kernel"), 4, 2, 1 << 10),
         conv_bias=reader.boolean(_named(reader, "mamba_conv_bias", "use_conv_bias"), True),
+        activation=reader.activation("mamba_hidden_act", "silu"),
         input_bias=bias,
         output_bias=bias,
         norm_eps=norm.eps,

@@ -36,7 +36,7 @@ _PROJECTIONS = {"gate": "g_proj", "beta": "b_proj", "decay": "a_proj"}
 def read_config(reader: ConfigReader) -> ModelConfig:
     for bound in ("a_log_min", "a_log_max", "dt_min", "dt_max", "dt_init_floor"):
         reader.ignore(f"linear_{bound}")
-    reader.require("linear_use_gate", True)
+    reader.ignore("linear_use_gate")  # always gated
     sizes = read_sizes(reader, max_context=65536, intermediate=11008)
     norm = read_rms_norm(reader)
     bias = reader.boolean("attention_bias", False)

@@ -20,7 +20,9 @@ _WIDEST = 1 << 24
 def read_config(reader: ConfigReader) -> ModelConfig:
     qwen3_5_text.ignore_unused(reader)
     intermediate = reader.integer("moe_intermediate_size", 512, maximum=_WIDEST)
-    sizes = read_sizes(reader, max_context=32768, head_dim=256, intermediate=intermediate)
+    sizes = read_sizes(
+        reader, max_context=32768, head_dim=256, intermediate=intermediate, kv_heads=2
+    )
     norm = read_rms_norm(reader)
     experts = read_moe(reader, intermediate, experts=256, top_k=8)
     shared = reader.integer("shared_expert_intermediate_size", 512, maximum=_WIDEST)

@@ -23,7 +23,7 @@ _PROJECTIONS = {
 
 def read_config(reader: ConfigReader) -> ModelConfig:
     ignore_unused(reader)
-    sizes = read_sizes(reader, max_context=32768, head_dim=256, intermediate=12288)
+    sizes = read_sizes(reader, max_context=32768, head_dim=256, intermediate=12288, kv_heads=4)
     norm = read_rms_norm(reader)
     feed_forward = MlpSpec(sizes.intermediate, reader.activation("hidden_act", "silu"))
     layers = tuple(

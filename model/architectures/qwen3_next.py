@@ -29,7 +29,7 @@ _WIDEST = 1 << 24
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    sizes = read_sizes(reader, max_context=32768, head_dim=256, intermediate=5632)
+    sizes = read_sizes(reader, max_context=32768, head_dim=256, intermediate=5632, kv_heads=2)
     norm = read_rms_norm(reader)
     intermediate = reader.integer("moe_intermediate_size", 512, maximum=_WIDEST)
     experts = read_moe(reader, intermediate, experts=512, top_k=10, fewest=0)

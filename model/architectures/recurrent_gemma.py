@@ -35,9 +35,10 @@ _CONTEXT = 1 << 20
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    # How its weights were first drawn, and a second spelling of block_types.
+    # How its weights were first drawn, a second spelling of block_types, and a scale that
+    # transformers always applies.
     reader.ignore("w_init_variance_scale", "final_w_init_variance_scale", "_block_types")
-    reader.require("embeddings_scale_by_sqrt_dim", True)
+    reader.ignore("embeddings_scale_by_sqrt_dim")
     sizes = read_sizes(reader, max_context=_CONTEXT, intermediate=7680)
     activation = reader.activation("hidden_activation", "gelu_pytorch_tanh")
     attention = replace(

@@ -13,8 +13,8 @@ INERT_TENSORS: tuple[str, ...] = ()
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
-    reader.ignore("embedding_initializer_range")
-    reader.require("mlp_bias", False)
+    # How its weights were first drawn; and transformers gives the MLP no bias whatever this says.
+    reader.ignore("embedding_initializer_range", "mlp_bias")
     sizes, mixer = read_latent_attention(
         reader,
         LatentSizes(),

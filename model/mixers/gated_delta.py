@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
-from edgewright.model.config import CacheDtype, NormSpec
+from edgewright.model.config import Activation, CacheDtype, NormSpec
 from edgewright.model.convolution import Convolution
 from edgewright.model.linear import Linear
 from edgewright.model.mixer import Mixer
@@ -34,6 +34,7 @@ class GatedDeltaSpec:
     value_dim: int
     taps: int
     norm_eps: float
+    activation: Activation = "silu"  # of the convolution
     # A head's memory fades as one, or each channel of its keys at a pace of its own.
     decay: Literal["head", "channel"] = "head"
     # How much of what is remembered a new value replaces, at most; past 1 it overshoots.
@@ -67,7 +68,7 @@ class GatedDelta(Mixer):
         heads, width = spec.value_heads, spec.value_heads * spec.value_dim
         by_channel = spec.decay == "channel"
         self.qkv = Linear(hidden_size, sum(spec.qkv_widths))
-        self.convolution = Convolution(sum(spec.qkv_widths), spec.taps, False, "silu")
+        self.convolution = Convolution(sum(spec.qkv_widths), spec.taps, False, spec.activation)
         self.beta = Linear(hidden_size, heads)
         self.decay_down = Linear(hidden_size, spec.rank) if spec.rank and by_channel else None
         paces = heads * spec.key_dim if by_channel else heads

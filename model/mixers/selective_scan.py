@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
-from edgewright.model.config import CacheDtype, NormSpec
+from edgewright.model.config import Activation, CacheDtype, NormSpec
 from edgewright.model.convolution import Convolution
 from edgewright.model.linear import Linear
 from edgewright.model.mixer import Mixer
@@ -32,6 +32,7 @@ class SelectiveScanSpec:
     conv_width: int = 4
     conv_bias: bool = True
     bias: bool = False  # of the input and the output projection
+    activation: Activation = "silu"  # of the convolution; the gate's is always silu
     # Whether steps, writes and reads are RMS-normalised, and whether with weights.
     norms: Literal["none", "plain", "weighted"] = "none"
     norm_eps: float = 1e-6
@@ -53,7 +54,7 @@ class SelectiveScan(Mixer):
         self.spec = spec
         inner, state = spec.inner, spec.state
         self.input = Linear(hidden_size, 2 * inner, spec.bias)
-        self.conv = Convolution(inner, spec.conv_width, spec.conv_bias, "silu")
+        self.conv = Convolution(inner, spec.conv_width, spec.conv_bias, spec.activation)
         self.select = Linear(inner, spec.rank + 2 * state)
         self.step = Linear(spec.rank, inner, bias=True)
         if spec.norms != "none":

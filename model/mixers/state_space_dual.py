@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from edgewright.artifacts.states import Dim, StateSpec
 from edgewright.model.call import Call
-from edgewright.model.config import CacheDtype
+from edgewright.model.config import Activation, CacheDtype
 from edgewright.model.convolution import Convolution
 from edgewright.model.linear import Linear
 from edgewright.model.mixer import Mixer
@@ -31,6 +31,7 @@ class StateSpaceDualSpec:
     groups: int = 1  # of heads that share what writes to and reads from their states
     conv_width: int = 4
     conv_bias: bool = True
+    activation: Activation = "silu"  # of the convolution; the gate's is always silu
     input_bias: bool = False
     output_bias: bool = False
     # None: the gate alone, no norm.
@@ -90,7 +91,8 @@ class StateSpaceDual(Mixer):
         super().__init__()
         self.spec = spec
         self.input = Linear(hidden_size, sum(spec.sections), spec.input_bias)
-        self.conv = Convolution(sum(spec.sections[1:4]), spec.conv_width, spec.conv_bias, "silu")
+        convolved = sum(spec.sections[1:4])
+        self.conv = Convolution(convolved, spec.conv_width, spec.conv_bias, spec.activation)
         if spec.scales is not None:
             of_sections = [
                 torch.full((size,), scale, device="cpu")
