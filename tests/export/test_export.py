@@ -17,6 +17,7 @@ from edgewright.export.validate import validate
 from edgewright.model.mixers.attention import AttentionSpec
 from edgewright.runtime import Session
 from tests import model_zoo as zoo
+from tests.random_model import DtypeName
 
 
 def _blob(package: Package, data: bytes) -> bool:
@@ -29,7 +30,7 @@ def _raw(tensor: torch.Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_matrices_keep_the_checkpoints_bytes(tmp_path: Path, dtype: zoo.DtypeName) -> None:
+def test_matrices_keep_the_checkpoints_bytes(tmp_path: Path, dtype: DtypeName) -> None:
     checkpoint = zoo.write_checkpoint("mistral", tmp_path, dtype)
     package = export_checkpoint(checkpoint, tmp_path / "package", targets=())
     tensors = load_file(checkpoint / "model.safetensors")

@@ -10,6 +10,7 @@ from edgewright.model.architectures import known_architectures
 from edgewright.model.loading import open_model
 from tests import model_zoo as zoo
 from tests.model.running import run_in_chunks, split
+from tests.random_model import DtypeName
 
 # Prompt length and the tokens of each call: at once, one by one, and in sevens.
 SCHEDULES = [(1, 1), (17, 17), (300, 300), (17, 1), (40, 7), (150, 75)]
@@ -38,7 +39,7 @@ def test_logits_equal_transformers(name: str, checkpoints: Path) -> None:
     ["llama-biased-tied", "gpt-oss", "phi3", "gemma2", "deepseek-v3", "jamba", "mamba2-limited"],
 )
 def test_half_precision_weights_compute_in_float32(
-    name: str, dtype: zoo.DtypeName, checkpoints: Path
+    name: str, dtype: DtypeName, checkpoints: Path
 ) -> None:
     path = zoo.write_checkpoint(name, checkpoints, dtype)
     model = open_model(path)

@@ -25,6 +25,7 @@ from tests.model.published_hybrids import HYBRIDS
 from tests.model.published_latent import LATENT
 from tests.model.published_state_space import STATE_SPACE
 from tests.model.running import run_in_chunks
+from tests.random_model import save_random_model
 
 Tensors = dict[str, Tensor]
 ALL = PUBLISHED | DELTA | HYBRIDS | LATENT | STATE_SPACE
@@ -40,7 +41,7 @@ def test_published_configs_mean_what_transformers_takes_them_for(name: str, tmp_
     config = tmp_path / "config.json"
     published = json.dumps(ALL[name])
     config.write_text(published)
-    zoo.save_random_model(AutoConfig.from_pretrained(tmp_path), tmp_path, seed=name)
+    save_random_model(AutoConfig.from_pretrained(tmp_path), tmp_path, seed=name)
     # transformers wrote its own form of the config over the published one.
     config.write_text(published)
     ids = torch.randint(3, 503, (100,), generator=torch.Generator().manual_seed(7)).tolist()
@@ -170,7 +171,7 @@ def test_gpt_oss_as_published_in_mxfp4(tmp_path: Path) -> None:
     published = {**PUBLISHED["gpt-oss-20b"], "intermediate_size": 32, "hidden_size": 64}
     plain, packed = tmp_path / "plain", tmp_path / "packed"
     config = AutoConfig.for_model(**published)
-    zoo.save_random_model(config, plain, seed="mxfp4", dtype="bfloat16")
+    save_random_model(config, plain, seed="mxfp4", dtype="bfloat16")
     tensors = load_file(plain / "model.safetensors")
     generator = torch.Generator().manual_seed(3)
     blocks: Tensors = {}
@@ -204,7 +205,7 @@ def test_deepseek_v3_as_published_in_fp8(tmp_path: Path) -> None:
     the router and its correction are never in blocks."""
     plain, packed = tmp_path / "plain", tmp_path / "packed"
     config, block = LATENT["DeepSeek-V3"], [16, 16]
-    zoo.save_random_model(AutoConfig.for_model(**config), plain, seed="fp8")
+    save_random_model(AutoConfig.for_model(**config), plain, seed="fp8")
     tensors = _with_a_layer_ahead(load_file(plain / "model.safetensors"))
     in_blocks: Tensors = {}
     generator = torch.Generator().manual_seed(5)
