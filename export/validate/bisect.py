@@ -18,7 +18,7 @@ from edgewright.artifacts import Package
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.manifest import Variant
 from edgewright.artifacts.states import StateLayout
-from edgewright.export.trace import capture_as_exported
+from edgewright.export.trace import capture_as_exported, first_names
 from edgewright.export.validate.metrics import scaled_error
 from edgewright.export.validate.report import Culprit, LayerCheck
 from edgewright.model.lazy import LazyTensor
@@ -200,8 +200,9 @@ class _TorchTwin:
         self.program = capture_as_exported(model.decoder)
         signature = self.program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        first = first_names(self.program)
         self.weights: Mapping[str, LazyTensor] = {
-            placeholder: model.weights[name] for placeholder, name in named.items()
+            placeholder: model.weights[first.get(name, name)] for placeholder, name in named.items()
         }
         outputs = list(signature.user_outputs)
         self.renamed = dict(
