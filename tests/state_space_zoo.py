@@ -69,6 +69,7 @@ STATE_SPACE: dict[str, tuple[str, dict[str, Json]]] = {
             "conv_kernel": 2,
             "intermediate_size": 76,
             "time_step_rank": 9,
+            "hidden_act": "gelu",  # of the convolution; the gate stays silu
             "tie_word_embeddings": True,
         },
     ),
@@ -102,6 +103,7 @@ STATE_SPACE: dict[str, tuple[str, dict[str, Json]]] = {
             "n_groups": 2,
             "state_size": 13,
             "use_conv_bias": False,
+            "hidden_act": "relu",
             "time_step_limit": [0.125, 0.75],
         },
     ),
