@@ -5,9 +5,11 @@ A message is its length in eight bytes and an .npz without pickles; `request` in
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -72,8 +74,21 @@ def run(session: ort.InferenceSession, feed: Arrays, pairs: list[list[str]]) -> 
     return [output.numpy() for output in outputs]
 
 
+def call_native(library: str, name: str, arguments: Sequence[Any]) -> None:
+    """A function of a library; arrays are passed where they lie, and numbers as size_t."""
+    passed = [
+        ctypes.c_void_p(each.ctypes.data) if isinstance(each, np.ndarray) else ctypes.c_size_t(each)
+        for each in arguments
+    ]
+    getattr(ctypes.CDLL(library), name)(*passed)
+
+
 def answer(sessions: dict[int, ort.InferenceSession], message: Arrays) -> Arrays:
     request = json.loads(message.pop("request").tobytes())
+    if request["do"] == "call":
+        given = [message[each] if isinstance(each, str) else each for each in request["arguments"]]
+        call_native(request["library"], request["name"], given)
+        return message
     number = request["session"]
     if request["do"] == "close":
         del sessions[number]

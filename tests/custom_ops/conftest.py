@@ -17,15 +17,18 @@ from edgewright.custom_ops.compiler import (
     buildable_host,
     compile_units,
 )
+from lab import arm64_worker
 from tests.custom_ops import emulated
 from tests.custom_ops.single_op import SingleOp
+
+Probe = Callable[..., None]
 
 TARGET = TARGETS_BY_NAME[buildable_host()]
 ISAS = (emulated.ISA,) if emulated.ROOT else tuple(TARGET.isas)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under emulation, what sweeps the kernels of one op."""
+    """Under emulation, what is swept over instruction sets."""
     if emulated.ROOT:
         kept = [item for item in items if emulated.is_sweep(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -56,9 +59,12 @@ def isa(request: pytest.FixtureRequest, library: Library) -> str:
 
 
 @pytest.fixture(scope="session")
-def probe(isa: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """probe.cc, for calls of the native functions one by one."""
+def probe(isa: str, tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    """probe.cc, for calls of the native functions one by one: its name, arrays and sizes."""
+    target = TARGETS_BY_NAME[emulated.TARGET] if emulated.ROOT else TARGET
     memory = Path(__file__).parents[2] / "custom_ops" / "native" / "memory.cc"
     units = [Unit(Path(__file__).parent / "probe.cc", isa), Unit(memory, isa)]
     folder = tmp_path_factory.mktemp("probe")
-    return ctypes.CDLL(str(compile_units(TARGET, units, folder, cache_dir() / "kernels" / "zig")))
+    path = compile_units(target, units, folder, cache_dir() / "kernels" / "zig")
+    call_native = emulated.call_native if emulated.ROOT else arm64_worker.call_native
+    return lambda name, *arguments: call_native(str(path), f"probe_{name}", arguments)

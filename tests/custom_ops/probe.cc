@@ -13,7 +13,7 @@
 
 using namespace edge::EDGE_ISA;
 
-PROBE size_t probe_lanes() { return kLanes; }
+PROBE void probe_lanes(uint64_t* out) { *out = kLanes; }
 
 MAP(exp, exp(x))
 MAP(tanh, tanh(x))
@@ -29,18 +29,22 @@ PROBE void probe_to_half(const float* in, Half* out, size_t n) {
   for (size_t i = 0; i < n; i += kLanes) store(out + i, load(in + i));
 }
 
-PROBE float probe_sum(const float* in) { return sum(load(in)); }
-PROBE float probe_largest(const float* in) { return largest(load(in)); }
+PROBE void probe_sum(const float* in, float* out) { *out = sum(load(in)); }
+PROBE void probe_largest(const float* in, float* out) { *out = largest(load(in)); }
 
 PROBE void probe_parts(const Half* in, float* out, size_t n) {
   store_part(out, load_part(in, n), n);
 }
 
-PROBE void probe_encode_row(const float* from, size_t n, Int8* to) { encode_row(from, n, to); }
+PROBE void probe_encode_rows(const float* from, Int8* to, size_t rows, size_t size) {
+  for (size_t r = 0; r < rows; r++) encode_row(from + r * size, size, to + r * size);
+}
 
-PROBE void probe_decode_row(const Int8* from, size_t n, float* to) {
-  const F32 scale = splat(row_scale(from));
-  size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i) * scale);
-  if (i < n) store_part(to + i, load_part(from + i, n - i) * scale, n - i);
+PROBE void probe_decode_rows(const Int8* from, float* to, size_t rows, size_t size) {
+  for (size_t r = 0; r < rows; r++, from += size, to += size) {
+    const F32 scale = splat(row_scale(from));
+    size_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) store(to + i, load(from + i) * scale);
+    if (i < size) store_part(to + i, load_part(from + i, size - i) * scale, size - i);
+  }
 }
