@@ -2,8 +2,9 @@
 
     python bench/block_matmul.py [--threads 1] [--rounds 15] [--isa avx2] [--json]
 
-Decoding reads a new weight from memory for every product (GB/s of weights); prefill multiplies 512
-rows with one weight (GFLOP/s). All that is compared is measured in turns; medians are printed.
+Decoding reads a new weight from memory for every product (GB/s of weights); prefill multiplies 64
+or 512 rows with one weight (GFLOP/s). All that is compared is measured in turns; medians are
+printed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edgewright.custom_ops import DOMAIN
 from edgewright.custom_ops.compiler import build, buildable_host
 
 COLD_BYTES = 192 << 20  # more than any cache holds
-PREFILL_ROWS = 512
+PREFILL_ROWS = (64, 512)  # a short prompt and a chunk of a long one
 SHAPES = ((2048, 2048), (8192, 2048), (2048, 8192))  # N, K
 DTYPES = {
     "float32": (np.float32, TensorProto.FLOAT),
@@ -38,6 +39,7 @@ DTYPES = {
 @dataclass(frozen=True)
 class Row:
     kind: str
+    rows: int
     n: int
     k: int
     weights: str
@@ -122,7 +124,7 @@ def measure(
     bound = float(np.median(limits))
     kind = "decode" if rows == 1 else "prefill"
     medians = {name: float(np.median(found)) for name, found in rates.items()}
-    return [Row(kind, n, k, name, rate, rate / bound) for name, rate in medians.items()]
+    return [Row(kind, rows, n, k, name, rate, rate / bound) for name, rate in medians.items()]
 
 
 def main() -> None:
@@ -135,7 +137,7 @@ def main() -> None:
     machine = Machine(options.threads)
     rows: list[Row] = []
     for n, k in SHAPES:
-        for m in (1, PREFILL_ROWS):
+        for m in (1, *PREFILL_ROWS):
             print(f"N {n}, K {k}, {m} rows ...", file=sys.stderr)
             with TemporaryDirectory() as folder:
                 rows += measure(n, k, m, machine, Path(folder), options)
@@ -146,7 +148,7 @@ def main() -> None:
         unit = "GB/s of bandwidth" if row.kind == "decode" else "GFLOP/s of the peak"
         name, of = unit.split(" ", 1)
         print(
-            f"{row.kind:8} N {row.n:5} K {row.k:5} {row.weights:12} "
+            f"{row.kind:8} {row.rows:3} rows N {row.n:5} K {row.k:5} {row.weights:12} "
             f"{row.rate / 1e9:7.1f} {name}, {row.fraction:4.0%} {of}"
         )
 
