@@ -35,15 +35,16 @@ def take_experts(
         found = fused_experts(source.take(fused), source.take(f"{theirs}.experts.down_proj"))
     else:
         found = {
-            part: stack(
-                [
-                    source.take(f"{theirs}.experts.{expert}.{name}.weight")
-                    for expert in range(spec.experts)
-                ]
-            )
+            part: _take_part(source, f"{theirs}.experts", name, spec.experts)
             for part, name in parts.items()
         }
     return weights | one_dtype({f"{ours}.{part}": tensor for part, tensor in found.items()})
+
+
+def _take_part(source: TensorSource, theirs: str, name: str, experts: int) -> LazyTensor:
+    if f"{theirs}.{name}" in source:  # as transformers holds experts without gates in memory
+        return source.take(f"{theirs}.{name}")
+    return stack([source.take(f"{theirs}.{expert}.{name}.weight") for expert in range(experts)])
 
 
 def fused_experts(gate_up: LazyTensor, down: LazyTensor) -> Weights:

@@ -19,8 +19,17 @@ from edgewright.model.sizes import Sizes, read_rms_norm, read_sizes
 from edgewright.model.weights import Names, TensorSource, Weights, decoder_weights
 
 INERT_TENSORS: tuple[str, ...] = ()
-# Published of layers with experts; transformers saves the others so too.
-NAMES = Names(variants={".mlp.": ".block_sparse_moe."})
+NAMES = Names(
+    variants={
+        # Published of layers with experts; transformers saves the others so too.
+        ".mlp.": ".block_sparse_moe.",
+        # As transformers holds them in memory.
+        **{
+            f".self_attn.{part}": f".self_attn.forget_gate.{part}"
+            for part in ("f_a_proj", "f_b_proj", "dt_bias", "A_log")
+        },
+    }
+)
 _SPELLINGS = {
     "max_position_embeddings": "model_max_length",
     "n_routed_experts": "num_experts",

@@ -14,7 +14,13 @@ from edgewright.model.state_space_weights import take_selective_scan
 from edgewright.model.weights import Names, TensorSource, Weights, decoder_weights
 
 INERT_TENSORS: tuple[str, ...] = ()
-NAMES = Names(body="backbone.", embedding="embeddings", norm="norm_f", norms={"mixer_norm": "norm"})
+NAMES = Names(
+    body="backbone.",
+    embedding="embeddings",
+    norm="norm_f",
+    norms={"mixer_norm": "norm"},
+    variants={".embeddings.": ".embedding."},  # as the first checkpoints called it
+)
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:

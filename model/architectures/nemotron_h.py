@@ -39,6 +39,7 @@ NAMES = Names(
     norm="norm_f",
     feed_forward="mixer",
     norms={"mixer_norm": "norm", "feed_forward_norm": "norm"},
+    variants={"backbone.": "model."},  # as transformers holds them in memory
 )
 _MAMBA, _ATTENTION, _MLP, _EXPERTS = "linear_attention", "full_attention", "mlp", "moe"
 _LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _EXPERTS}
