@@ -141,10 +141,7 @@ class Transformers(Engine):
     def __init__(self, model: Path, threads: int, dtype: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self._torch = torch

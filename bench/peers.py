@@ -157,7 +157,8 @@ def start(
     for dtype in options.torch:
         order = {"kind": "torch", "model": str(folder / "checkpoint"), "dtype": dtype}
         order |= {"threads": options.threads}
-        peers.start(f"torch {dtype}", Peer(Path(sys.executable), order))
+        silent = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+        peers.start(f"torch {dtype}", Peer(Path(sys.executable), order, silent))
 
 
 def check_agreement(peers: Peers, name: str, folder: Path, options: argparse.Namespace) -> str:
