@@ -48,7 +48,7 @@ class CausalLatentAttention(LatentAttention):
         batch, seq = x.shape[:2]
         latent, key_rope = self._latents(x, call)
         expanded = functional.linear(latent, self.up).view(batch, seq, spec.heads, -1)
-        key, value = expanded.split((spec.nope_dim, spec.value_dim), dim=-1)
+        key, value = expanded[..., : spec.nope_dim], expanded[..., spec.nope_dim :]
         turned = key_rope.to(key.dtype)[:, :, None].expand(-1, -1, spec.heads, -1)
         key = torch.cat((key, turned), dim=-1)
         query = (self._queries(x, call) * spec.scale).to(value.dtype)
