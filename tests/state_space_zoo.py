@@ -114,8 +114,9 @@ STATE_SPACE: dict[str, tuple[str, dict[str, Json]]] = {
             **_HYBRID,
             **_JAMBA,
             "num_key_value_heads": 6,
+            "hidden_act": "gelu",
             "num_experts": 1,
-            "num_experts_per_tok": 1,
+            "num_experts_per_tok": 2,  # of which nothing is made
             "mamba_d_state": 7,
             "mamba_d_conv": 3,
             "mamba_dt_rank": 9,

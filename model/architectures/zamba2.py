@@ -70,9 +70,9 @@ def _ignore_unused(reader: ConfigReader) -> None:
     # transformers has no upper limit to a step, and always a bias in the convolution.
     reader.limits("time_step_limit")
     reader.ignore("use_conv_bias")
-    reader.require("gated_linear_unit", True)
-    for key in ("use_shared_block_lora", "use_shared_mlp_lora", "use_shared_mlp_adapter"):
-        reader.require(key, True)
+    # An MLP always has a gate and adapters.
+    reader.ignore("gated_linear_unit", "use_shared_block_lora")
+    reader.ignore("use_shared_mlp_lora", "use_shared_mlp_adapter")
 
 
 def _layer_types(reader: ConfigReader, layers: int) -> list[str]:
