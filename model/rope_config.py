@@ -40,8 +40,10 @@ def read_rope(
     section = rope_section(reader) or reader.stand_in(scaling or {})
     section.ignore(*inert)
     if part is None:
-        reader.require("partial_rotary_factor", 1)
-        section.require("partial_rotary_factor", 1)
+        # The section's own counts where it has one.
+        said = section if "partial_rotary_factor" in section else reader
+        said.require("partial_rotary_factor", 1)
+        reader.ignore("partial_rotary_factor")
         return read_rope_section(section, head_dim, max_positions, theta, original, interleaved)
     dim = read_rotated_size(reader, section, head_dim, part)
     partial = dim < head_dim

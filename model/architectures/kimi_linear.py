@@ -60,6 +60,8 @@ _MOST_HEADS = 1 << 14
 
 
 def read_config(reader: ConfigReader) -> ModelConfig:
+    # transformers takes this name too, where it does not find the published one.
+    reader.spell({"n_routed_experts": "num_local_experts"})
     reader.spell(_SPELLINGS)
     _ignore_unused(reader)
     sizes = read_sizes(reader, max_context=1048576, head_dim=64, intermediate=9216)

@@ -33,3 +33,15 @@ IGNORED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", IGNORED)
 def test_what_transformers_does_not_read_changes_nothing(name: str) -> None:
     assert load_config({**PUBLISHED[name], **IGNORED[name]}) == load_config(PUBLISHED[name])
+
+
+def test_a_name_for_experts_that_transformers_takes_too() -> None:
+    config = PUBLISHED["Kimi-Linear-48B-A3B-Instruct"]
+    other = {key: value for key, value in config.items() if key != "num_experts"}
+    assert load_config({**other, "num_local_experts": config["num_experts"]}) == load_config(config)
+
+
+def test_how_much_turns_is_said_by_the_rotations_own_section() -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    config = {**PUBLISHED["LFM2-1.2B"], "rope_parameters": rope}
+    assert load_config({**config, "partial_rotary_factor": 0.5}) == load_config(config)
