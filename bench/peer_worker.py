@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,9 @@ class Transformers(Engine):
 class Worker:
     """Answers the commands of peers.py."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self.engine = engine
+        self.clock = clock
 
     def describe(self) -> dict[str, object]:
         per_token, fixed = self.engine.cache_bytes
@@ -188,18 +190,18 @@ class Worker:
     def feed(self, tokens: int) -> float:
         """Seconds of a prefill of so many random tokens."""
         ids = np.random.default_rng(tokens).integers(0, self.engine.vocab_size, tokens)
-        begin = time.perf_counter()
+        begin = self.clock()
         for offset in range(0, tokens, CHUNK):
             self.engine.feed(ids[offset : offset + CHUNK])
-        return time.perf_counter() - begin
+        return self.clock() - begin
 
     def decode(self, tokens: int) -> list[float]:
         """Seconds of each greedy step."""
         token, seconds = 1, []
         for _ in range(tokens):
-            begin = time.perf_counter()
+            begin = self.clock()
             token = int(self.engine.feed(np.array([token])).argmax())
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(self.clock() - begin)
         return seconds
 
 
@@ -222,7 +224,8 @@ def main() -> None:
         write_gguf(Path(first["model"]), Path(first["out"]))
         print(json.dumps(None), file=answers)
         return
-    worker = Worker(open_engine(first))
+    clock = time.process_time if first.pop("clock") == "cpu" else time.perf_counter
+    worker = Worker(open_engine(first), clock)
     print(json.dumps(worker.describe()), file=answers)
     for line in sys.stdin:
         command = json.loads(line)
