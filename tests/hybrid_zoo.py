@@ -100,9 +100,9 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
         "nemotron_h",
         {
             **_NEMOTRON,
-            "hybrid_override_pattern": "M-M*-M-",
+            "hybrid_override_pattern": "M-*M-",
             "mamba_num_heads": 8,
-            "mamba_head_dim": 24,
+            "mamba_head_dim": 40,
             "n_groups": 8,
             # Of groups as small as these some are nearly 0, where float32 itself is inexact.
             "layer_norm_epsilon": 1e-2,
@@ -227,8 +227,8 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
         "zamba2",
         {
             **_ZAMBA,
-            "num_hidden_layers": 3,
-            "layers_block_type": ["hybrid", "mamba", "hybrid"],
+            "num_hidden_layers": 2,
+            "layers_block_type": ["mamba", "hybrid"],
             "tie_word_embeddings": True,
             "add_bias_linear": True,
             "use_mem_rope": True,
