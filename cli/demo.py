@@ -83,8 +83,8 @@ def _export(source: Path, out: Path) -> Package:
         f" {', '.join(model.weight_dtypes)}, {size_text(stored)}\n"
         f"Package     {size_text(summary.size_bytes)} in {summary.file_count} files: weights"
         f" {size_text(summary.weight_bytes(variant))}, kernels for {libraries}\n"
-        f"State       {summary.state_bytes_per_token:,} bytes a token, context"
-        f" {model.max_context:,}\n"
+        f"State       {summary.state_bytes_per_token:,} bytes a token"
+        f" and {summary.state_bytes_fixed:,} fixed, context {model.max_context:,}\n"
         f"Time        {seconds:.1f} s"
     )
     return package

@@ -218,7 +218,7 @@ HYBRID: dict[str, tuple[str, dict[str, Json]]] = {
         {
             **_ZAMBA,
             "num_hidden_layers": 3,
-            "layers_block_type": ["hybrid", "mamba", "hybrid"],
+            "layers_block_type": ["mamba", "hybrid", "mamba"],
             "mamba_ngroups": 1,
             "tie_word_embeddings": False,
         },

@@ -287,4 +287,5 @@ def test_the_example_is_what_its_record_says() -> None:
     tokenizer = AutoTokenizer.from_pretrained(EXAMPLE)
     text = "def read(path):\n    with open(path) as file:\n        return file.read()\n"
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    assert float(model(ids, labels=ids).loss) < record["held_out_loss"]
+    loss = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+    assert float(loss) < record["held_out_loss"]
