@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +84,8 @@ def _greedy(name: str, built: Built, prompt: list[int]) -> list[int]:
         with torch.no_grad():
             logits = model(torch.tensor([ids + guesses]), use_cache=False).logits[0]
         chosen = logits[len(ids) - 1 : -1].argmax(-1).tolist()
-        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, guesses, strict=True)))
-        ids += chosen[: agreed + 1]
+        apart = (np.array(chosen) != np.array(guesses)).nonzero()[0]
+        ids += chosen[: int(apart[0]) + 1 if len(apart) else None]
     return ids[len(prompt) :]
 
 
