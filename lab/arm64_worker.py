@@ -51,8 +51,9 @@ def open_session(request: dict[str, Any], model: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: ort.InferenceSession, feed: Arrays, pairs: list[list[str]]) -> list[Any]:
-    """As bound_run in tests/custom_ops/single_op.py does it on this machine."""
+def run(session: ort.InferenceSession, feed: Arrays, pairs: Sequence[Sequence[str]]) -> list[Any]:
+    """Each (input, output) of `pairs` is the same memory, before and after. The sweeps call it on
+    their own machine too."""
     if not pairs:
         return list(session.run(None, feed))
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}

@@ -7,20 +7,15 @@ from dataclasses import replace
 
 from edgewright.model.config import LayerSpec, MixerSpec, MlpSpec, ModelConfig, NormSpec
 from edgewright.model.config_reader import ConfigReader
-from edgewright.model.lazy import negative_exp, widen
+from edgewright.model.latent_weights import take_latent_attention
 from edgewright.model.mixers.latent_attention import LatentAttentionSpec
 from edgewright.model.mixers.state_space_dual import StateSpaceDualSpec
 from edgewright.model.rope import RopeSpec
 from edgewright.model.rope_config import read_rope
 from edgewright.model.sizes import Sizes, read_rms_norm, read_sizes
-from edgewright.model.weights import (
-    TensorSource,
-    Weights,
-    decoder_weights,
-    take_convolution,
-    take_linear,
-    take_norm,
-)
+from edgewright.model.state_space_config import read_head_groups
+from edgewright.model.state_space_weights import take_state_space_dual
+from edgewright.model.weights import TensorSource, Weights, decoder_weights
 
 INERT_TENSORS: tuple[str, ...] = ()
 
@@ -103,9 +98,8 @@ def _read_ropes(reader: ConfigReader, dim: int, max_context: int, count: int) ->
 
 
 def _read_mamba(reader: ConfigReader, norm: NormSpec) -> StateSpaceDualSpec:
-    heads, groups = reader.integer("mamba_n_heads"), reader.integer("mamba_n_groups", 1)
-    if heads % groups:
-        raise reader.error(f"mamba_n_heads {heads} is not a multiple of mamba_n_groups {groups}")
+    heads = reader.integer("mamba_n_heads")
+    groups = read_head_groups(reader, "mamba_n_groups", 1, heads)
     return StateSpaceDualSpec(
         heads=heads,
         head_dim=reader.integer("mamba_d_head"),
@@ -122,29 +116,6 @@ def weights(source: TensorSource, config: ModelConfig) -> Weights:
 
 
 def _take_mixer(source: TensorSource, ours: str, theirs: str, spec: MixerSpec) -> Weights:
-    if isinstance(spec, LatentAttentionSpec):
-        return _take_latent(source, ours, f"{theirs}.self_attn", spec)
-    theirs = f"{theirs}.mamba"
-    return {
-        **take_linear(source, f"{ours}.input", f"{theirs}.in_proj", bias=False),
-        **take_linear(source, f"{ours}.output", f"{theirs}.out_proj", bias=False),
-        **take_convolution(source, f"{ours}.conv", f"{theirs}.conv1d", bias=True),
-        f"{ours}.step_bias": widen(source.take(f"{theirs}.dt_bias")),
-        f"{ours}.decay": negative_exp(source.take(f"{theirs}.A_log")),
-        f"{ours}.skip": widen(source.take(f"{theirs}.D")),
-        f"{ours}.norm.weight": take_norm(source, f"{theirs}.norm.weight"),
-    }
-
-
-def _take_latent(
-    source: TensorSource, ours: str, theirs: str, spec: LatentAttentionSpec
-) -> Weights:
-    weights = {
-        **take_linear(source, f"{ours}.query", f"{theirs}.q_proj", spec.query_bias),
-        **take_linear(source, f"{ours}.latent", f"{theirs}.kv_a_proj_with_mqa", spec.latent_bias),
-        **take_linear(source, f"{ours}.output", f"{theirs}.o_proj", spec.output_bias),
-        f"{ours}.up": source.take(f"{theirs}.kv_b_proj.weight"),
-    }
-    if spec.latent_norm is not None:
-        weights[f"{ours}.latent_norm.weight"] = take_norm(source, f"{theirs}.kv_a_layernorm.weight")
-    return weights
+    if isinstance(spec, StateSpaceDualSpec):
+        return take_state_space_dual(source, ours, f"{theirs}.mamba", spec)
+    return take_latent_attention(source, ours, theirs, spec)

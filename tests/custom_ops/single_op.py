@@ -15,6 +15,7 @@ import onnxruntime as ort
 from edgewright.custom_ops import DOMAIN, OPS
 from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.onnx_functions import attach_functions
+from lab.arm64_worker import run
 from tests.custom_ops import emulated
 
 Array = np.ndarray
@@ -106,7 +107,7 @@ class SingleOp:
         pairs = OPS[self.name].in_place if in_place else ()
         if isinstance(session, emulated.Session):
             return session.run(None, feed, pairs)
-        return bound_run(session, feed, pairs) if pairs else session.run(None, feed)
+        return run(session, feed, pairs)
 
     def _move_out(self, proto: onnx.ModelProto) -> None:
         assert self.folder is not None
@@ -120,25 +121,3 @@ class SingleOp:
                 place = {"location": "weights", "offset": offset, "length": len(data)}
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
-
-
-def bound_run(
-    session: ort.InferenceSession, feed: Mapping[str, Array], pairs: Sequence[tuple[str, str]]
-) -> list[Array]:
-    """Each (input, output) of `pairs` is the same memory, before and after."""
-    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
-    source = {output: name for name, output in pairs}
-    binding = session.io_binding()
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
-    names = [output.name for output in session.get_outputs()]
-    for name in names:
-        if name in source:
-            binding.bind_ortvalue_output(name, values[source[name]])
-        else:
-            binding.bind_output(name)
-    session.run_with_iobinding(binding)
-    outputs = binding.get_outputs()
-    for name, output in zip(names, outputs, strict=True):
-        assert name not in source or output.data_ptr() == values[source[name]].data_ptr(), name
-    return [output.numpy() for output in outputs]
