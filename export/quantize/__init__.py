@@ -1,0 +1,1 @@
+"""Quantising: a model and a bit budget go in, packed weights come out, layer by layer."""
