@@ -132,9 +132,20 @@ class Session:
         row = self._prompt_row(ids)
         if not row.size:
             return np.empty((0, self.vocab_size), dtype=np.float32)
-        if chunk is None:
-            chunk = max(1, min(PREFILL_CHUNK, _LOGITS_CHUNK_BYTES // (4 * self.vocab_size)))
-        return self._new_context(1).all_logits(row, check_at_least_one("chunk", chunk, "token"))
+        return self._new_context(1).all_logits(row, self._logits_chunk(chunk))
+
+    def logits_in_pieces(
+        self, ids: TokenRow, start: int = 0, chunk: int | None = None
+    ) -> Iterator[Logits]:
+        """What `logits` gives from the position `start` on, some rows [n, vocab] at a time."""
+        row = self._prompt_row(ids)
+        chunk = self._logits_chunk(chunk)
+        context = self._new_context(1)
+        context.check_room([row.size])
+        if start:
+            context.prefill([row[:start]], PREFILL_CHUNK)
+        for offset in range(start, row.size, chunk):
+            yield context.all_logits(row[offset : offset + chunk], chunk)
 
     def prefill(
         self,
@@ -317,6 +328,11 @@ class Session:
 
     def _prompt_row(self, ids: TokenRow | str) -> Ids:
         return parse_row(self.codec.encode(ids) if isinstance(ids, str) else ids, self.vocab_size)
+
+    def _logits_chunk(self, chunk: int | None) -> int:
+        if chunk is None:
+            return max(1, min(PREFILL_CHUNK, _LOGITS_CHUNK_BYTES // (4 * self.vocab_size)))
+        return check_at_least_one("chunk", chunk, "token")
 
     def _new_context(self, batch: int) -> Context:
         return Context(self._engine, batch, self.context_limit, self._budget)
