@@ -18,7 +18,7 @@ from edgewright.artifacts.states import StateLayout
 from edgewright.artifacts.strict_json import WHOLE_LIMIT, Items, Range, Text
 
 FORMAT: Final = "edgewright-package"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
 BLOB_PREFIX = "shared_assets/sha256-"
 EVIDENCE_PREFIX = "evidence/"
@@ -50,7 +50,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model as it came: `architecture` is the checkpoint's model_type."""
+    """`architecture` is the checkpoint's model_type; bits and dtypes are the first variant's."""
 
     architecture: Name
     parameters: Positive
@@ -98,7 +98,10 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the model. Graphs: `step` does both, or `prefill` and `decode` share it."""
+    """One way to run the model. Graphs: `step` does both, or `prefill` and `decode` share it.
+
+    `bits_per_weight` is the mean over all parameters as this variant has them, scales and all.
+    """
 
     name: Name
     provider: ProviderName
@@ -109,6 +112,7 @@ class Variant:
     libraries: Annotated[Mapping[Name, PackagePath], Items(0, 64)]
     weights: tuple[PackagePath, ...]
     states: StateLayout
+    bits_per_weight: Annotated[float, Range(0, 64)]
     weight_dtypes: Annotated[tuple[Name, ...], Items(1, 64)]
     compute_dtype: Name
 
@@ -143,7 +147,7 @@ class Manifest:
     """What a package says about itself; `files` and `evidence` are filled in by the writer."""
 
     format: Literal["edgewright-package"] = FORMAT
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[2] = FORMAT_VERSION
     model: ModelInfo
     generation: GenerationDefaults
     tokenizer: Tokenizer | None
@@ -166,7 +170,7 @@ class Manifest:
     def from_bytes(cls, data: bytes, source: str = MANIFEST_NAME) -> Manifest:
         parsed = strict_json.parse(data, source)
         _check_version(parsed, source)
-        manifest = strict_json.decode(cls, parsed, source)
+        manifest = strict_json.decode(cls, _upgraded(parsed), source)
         try:
             _check_references(manifest)
         except PackageError as error:
@@ -183,6 +187,18 @@ def _check_version(parsed: Json, source: str) -> None:
             f"{source}: format version {version}; this Edgewright reads up to {FORMAT_VERSION}: "
             "install a newer one"
         )
+
+
+def _upgraded(parsed: Json) -> Json:
+    """Version 1 had the bits of the model alone: every variant kept the checkpoint's values."""
+    if not isinstance(parsed, dict) or type(parsed.get("version")) is not int:
+        return parsed
+    model, variants = parsed.get("model"), parsed.get("variants")
+    if parsed["version"] != 1 or not isinstance(model, dict) or not isinstance(variants, list):
+        return parsed
+    bits = {key: model[key] for key in ("bits_per_weight",) if key in model}
+    added = [bits | variant if isinstance(variant, dict) else variant for variant in variants]
+    return parsed | {"version": FORMAT_VERSION, "variants": added}
 
 
 def _check_references(manifest: Manifest) -> None:

@@ -92,6 +92,7 @@ class Summary:
         return {
             "name": variant.name,
             "provider": variant.provider,
+            "bits_per_weight": variant.bits_per_weight,
             "weight_dtypes": [*variant.weight_dtypes],
             "weight_bytes": self.weight_bytes(variant),
             "compute_dtype": variant.compute_dtype,
@@ -238,7 +239,8 @@ def _variant_lines(variant: Variant, weight_bytes: int) -> Iterator[str]:
     yield _row(
         "Variant",
         f"{variant.name}{provider}: weights {', '.join(variant.weight_dtypes)} "
-        f"({size_text(weight_bytes)}), arithmetic {variant.compute_dtype}",
+        f"({size_text(weight_bytes)}, {variant.bits_per_weight:.4g} bits each), "
+        f"arithmetic {variant.compute_dtype}",
     )
     libraries = ", ".join(sorted(variant.libraries)) or "none"
     yield _row("", f"libraries for {libraries}")

@@ -131,6 +131,7 @@ def _manifest(states: StateLayout, weights: tuple[str, ...]) -> Manifest:
                 libraries={},
                 weights=weights,
                 states=states,
+                bits_per_weight=32.0,
                 weight_dtypes=("float32",),
                 compute_dtype="float32",
             ),

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -19,13 +19,17 @@ from edgewright.artifacts import (
     Provenance,
     Variant,
 )
-from edgewright.artifacts.errors import ExportError
-from edgewright.custom_ops.compiler import TARGETS, Library, build, buildable_host
+from edgewright.artifacts.manifest import Option
+from edgewright.custom_ops.compiler import Library, build
 from edgewright.custom_ops.onnx_functions import attach_functions
 from edgewright.export.generation import read_generation
 from edgewright.export.graph import Graph
+from edgewright.export.options import ExportOptions
+from edgewright.export.packing import pack_graph
 from edgewright.export.passes import simplify
-from edgewright.export.providers import Provider, find_provider
+from edgewright.export.providers import Provider
+from edgewright.export.quantize.options import QuantizeOptions
+from edgewright.export.quantize.plan import WeightGroup, plan_of
 from edgewright.export.state_order import prove_state_order
 from edgewright.export.tokenizer import write_tokenizer
 from edgewright.export.trace import trace
@@ -36,8 +40,10 @@ from edgewright.export.weights import (
     large_bytes,
     write_large,
 )
-from edgewright.model.config import CacheDtype
 from edgewright.model.loading import LazyModel, open_model
+
+if TYPE_CHECKING:
+    from edgewright.export.quantize.quantize import Quantized
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Warn = Callable[[str], None]
@@ -46,42 +52,14 @@ _VERSIONED = ("edgewright", "torch", "onnx", "onnxscript", "onnx-ir")
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    providers: tuple[Provider, ...]
-    targets: tuple[str, ...]
-    cache_dtype: CacheDtype
+class Stored:
+    """The graph as it is kept: its large weights are blobs, so much of them in so many bits."""
 
-    @staticmethod
-    def check(
-        providers: Sequence[str], bits: float | None, targets: Sequence[str] | None, cache: str
-    ) -> ExportOptions:
-        if not providers:
-            raise ExportError("no provider was named; cpu is one")
-        if len(set(providers)) != len(providers):
-            raise ExportError(f"a provider is named twice: {', '.join(providers)}")
-        if bits is not None:
-            raise ExportError(
-                f"bits={bits} was asked for; this version keeps the checkpoint's own values"
-                " (bits=None)"
-            )
-        for target in targets or ():
-            if target not in TARGETS:
-                raise ExportError(f"no target {target!r}; choose from {', '.join(TARGETS)}")
-        cache_dtype = next((name for name in get_args(CacheDtype) if name == cache), None)
-        if cache_dtype is None:
-            known = ", ".join(get_args(CacheDtype))
-            raise ExportError(f"cache dtype {cache!r} is not known; choose from {known}")
-        found = tuple(find_provider(name) for name in providers)
-        chosen = (buildable_host(),) if targets is None else tuple(dict.fromkeys(targets))
-        return ExportOptions(found, chosen, cache_dtype)
-
-    def as_provenance(self) -> Mapping[str, str | tuple[str, ...] | None]:
-        return {
-            "providers": tuple(provider.name for provider in self.providers),
-            "bits": None,
-            "targets": self.targets,
-            "cache_dtype": self.cache_dtype,
-        }
+    graph: Graph
+    weights: WrittenWeights
+    bits_per_weight: float
+    dtypes: tuple[str, ...]
+    options: Mapping[str, Option]  # how it came to be, for the package's provenance
 
 
 def export_checkpoint(
@@ -90,6 +68,13 @@ def export_checkpoint(
     providers: Sequence[str] = ("cpu",),
     bits: float | None = None,
     *,
+    method: str = "auto",
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    block: int = 128,
+    outliers: float = 0.005,
+    seed: int = 0,
+    resume: str | Path | None = None,
     targets: Sequence[str] | None = None,
     cache_dtype: str = "float32",
     progress: Progress | None = None,
@@ -97,44 +82,114 @@ def export_checkpoint(
 ) -> Package:
     """Write a package of `checkpoint` at `out`, which must not exist yet.
 
-    `targets` are the machines to compile the op library for: this one when None, none when empty.
-    `progress(stage, done, total)` and `warn(message)` are told what happens on the way.
+    `bits` is the mean over all parameters as they are stored, everything included; None keeps the
+    checkpoint's own values. `method` and what follows it say how to get there: `text` is a file, a
+    directory or "stdlib" to calibrate on, `resume` the folder where work that was interrupted goes
+    on. `targets` are the machines to compile the op library for: this one when None, none when
+    empty. `progress(stage, done, total)` and `warn(message)` are told what happens on the way.
     """
-    options = ExportOptions.check(providers, bits, targets, cache_dtype)
+    quantize = None
+    if bits is not None:
+        quantize = QuantizeOptions.check(
+            bits,
+            method=method,
+            text=None if text is None else str(text),
+            tokens=tokens,
+            block=block,
+            outliers=outliers,
+            seed=seed,
+            resume=None if resume is None else Path(resume),
+        )
+    options = ExportOptions.check(providers, targets, cache_dtype, quantize)
     tell, caution = progress or (lambda *_: None), warn or (lambda _: None)
     with PackageWriter(out) as writer, ThreadPoolExecutor(1) as compiling:
         model = open_model(checkpoint, cache_dtype=options.cache_dtype)
         generation = read_generation(model.checkpoint)
         libraries = [compiling.submit(build, target) for target in options.targets]
         tell("tracing", 0, 1)
-        graph = canonical_graph(model)
-        weights = _write_weights(model, graph, writer, tell, caution)
+        graph = traced_graph(model)
+        quantized = None
+        if options.quantize is not None:
+            from edgewright.export.quantize.quantize import quantize_model
+
+            plan = plan_of(graph.model.graph, model)
+            quantized = quantize_model(model, plan, options.quantize, tell, caution)
+            stored = _pack(model, graph, plan, quantized, writer, tell, caution)
+        else:
+            stored = _keep(model, graph, writer, tell, caution)
+        finish_graph(graph)
         tokenizer = write_tokenizer(model.checkpoint, writer, caution)
         tell("compiling kernels", 0, 1)
         paths = _write_libraries(libraries, writer)
         variants = tuple(
-            _write_variant(graph, provider, weights, paths, model, writer)
-            for provider in options.providers
+            _write_variant(stored, provider, paths, model, writer) for provider in options.providers
         )
-        return writer.finish(
+        package = writer.finish(
             Manifest(
-                model=_describe(model),
+                model=_describe(model, variants[0]),
                 generation=generation,
                 tokenizer=tokenizer,
                 variants=variants,
-                provenance=_provenance(model, options),
+                provenance=_provenance(model, {**options.as_provenance(), **stored.options}),
             )
         )
+        if quantized is not None:
+            quantized.discard()
+        return package
 
 
 def canonical_graph(model: LazyModel) -> Graph:
     """The traced graph with small constants in it, simplified, its ops given bodies, and proved."""
+    graph = traced_graph(model)
+    finish_graph(graph)
+    return graph
+
+
+def traced_graph(model: LazyModel) -> Graph:
     graph = trace(model.decoder)
     inline_small(graph.model, model.weights)
     simplify(graph.model)
+    return graph
+
+
+def finish_graph(graph: Graph) -> None:
     attach_functions(graph.model)
     prove_state_order(graph)
-    return graph
+
+
+def _keep(
+    model: LazyModel, graph: Graph, writer: PackageWriter, tell: Progress, warn: Warn
+) -> Stored:
+    weights = _write_weights(model, graph, writer, tell, warn)
+    bits = 8 * model.stored_bytes / model.parameter_count
+    return Stored(graph, weights, bits, model.weight_dtypes, {})
+
+
+def _pack(
+    model: LazyModel,
+    graph: Graph,
+    plan: Sequence[WeightGroup],
+    quantized: Quantized,
+    writer: PackageWriter,
+    tell: Progress,
+    warn: Warn,
+) -> Stored:
+    """Quantised weights in the place of the checkpoint's; what is not in the plan stays."""
+    groups = quantized.groups
+    packed = {key: writer.add_blob(group.pieces()) for key, group in groups.items()}
+    blobs = pack_graph(graph.model, plan, packed)
+    kept = _write_weights(model, graph, writer, tell, warn)
+    planned = {name for group in plan for name in group.names}
+    rest = sum(t.nbytes for name, t in model.parameters.items() if name not in planned)
+    widths = sorted({bits for group in groups.values() for bits in group.widths})
+    others = {model.weights[name].dtype for name in model.matrices() if name not in planned}
+    return Stored(
+        graph,
+        WrittenWeights({**blobs, **kept.blobs}),
+        8 * (rest + sum(blob.size for blob in blobs.values())) / model.parameter_count,
+        (*(f"int{bits}" for bits in widths), *sorted(others)),
+        {"chosen_method": quantized.method, "text_tokens": quantized.tokens},
+    )
 
 
 def _write_weights(
@@ -163,13 +218,13 @@ def _write_libraries(
 
 
 def _write_variant(
-    graph: Graph,
+    stored: Stored,
     provider: Provider,
-    weights: WrittenWeights,
     libraries: Mapping[str, str],
     model: LazyModel,
     writer: PackageWriter,
 ) -> Variant:
+    graph = stored.graph
     provider.refuse_foreign_nodes(graph.model)
     graph.model.ir_version = provider.ir_version
     path = f"variants/{provider.name}/model.onnx"
@@ -182,20 +237,21 @@ def _write_variant(
         ir_version=provider.ir_version,
         onnxruntime_min=provider.onnxruntime_min,
         libraries=libraries if provider.native_ops else {},
-        weights=weights.paths,
+        weights=stored.weights.paths,
         states=graph.layout,
-        weight_dtypes=model.weight_dtypes,
+        bits_per_weight=stored.bits_per_weight,
+        weight_dtypes=stored.dtypes,
         compute_dtype="float32",
     )
 
 
-def _describe(model: LazyModel) -> ModelInfo:
+def _describe(model: LazyModel, first: Variant) -> ModelInfo:
     config = model.config
     return ModelInfo(
         architecture=config.architecture,
         parameters=model.parameter_count,
-        bits_per_weight=8 * model.stored_bytes / model.parameter_count,
-        weight_dtypes=model.weight_dtypes,
+        bits_per_weight=first.bits_per_weight,
+        weight_dtypes=first.weight_dtypes,
         vocab_size=config.vocab_size,
         layers=len(config.layers),
         hidden_size=config.hidden_size,
@@ -203,10 +259,10 @@ def _describe(model: LazyModel) -> ModelInfo:
     )
 
 
-def _provenance(model: LazyModel, options: ExportOptions) -> Provenance:
+def _provenance(model: LazyModel, options: Mapping[str, Option]) -> Provenance:
     return Provenance(
         checkpoint=model.checkpoint.path.resolve().name,
         checkpoint_sha256=model.checkpoint.identity.removeprefix("sha256:"),
         versions={name: version(name) for name in _VERSIONED},
-        options=options.as_provenance(),
+        options=options,
     )

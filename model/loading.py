@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +45,14 @@ class LazyModel:
     @property
     def weight_dtypes(self) -> tuple[str, ...]:
         """The dtypes of the matrices; norms, biases and what else is widened say nothing."""
-        matrices = (
-            self.weights[f"{owner}.{name}"]
-            for owner, module in self.decoder.named_modules()
-            if isinstance(module, Embedding | Linear | MixtureOfExperts)
-            for name, parameter in module.named_parameters(recurse=False)
-            if parameter.ndim > 1 and not name.endswith("bias")
-        )
-        return tuple(sorted({tensor.dtype for tensor in matrices}))
+        return tuple(sorted({self.weights[name].dtype for name in self.matrices()}))
+
+    def matrices(self) -> Iterator[str]:
+        for owner, module in self.decoder.named_modules():
+            if isinstance(module, Embedding | Linear | MixtureOfExperts):
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.ndim > 1 and not name.endswith("bias"):
+                        yield f"{owner}.{name}"
 
     def materialise(self) -> Decoder:
         """The same decoder with its weights in memory, ready to run."""

@@ -92,8 +92,7 @@ def gather_uses(graph: ir.Graph, shapes: Shapes) -> dict[str, list[ir.Node]]:
         name: nodes
         for name, nodes in found.items()
         if all(
-            node in nodes or node.op_type == "BlockMatMul"
-            for node in _readers(nodes[0].inputs[0])
+            node in nodes or node.op_type == "BlockMatMul" for node in _readers(nodes[0].inputs[0])
         )
         and all(wide_outputs(node) for node in nodes)
     }

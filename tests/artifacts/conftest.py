@@ -65,6 +65,7 @@ def _manifest(weights: tuple[str, ...]) -> Manifest:
                 libraries={"linux-x86_64": "lib/linux-x86_64/libedgewright.so"},
                 weights=weights,
                 states=_states(),
+                bits_per_weight=16.0,
                 weight_dtypes=("bfloat16",),
                 compute_dtype="float32",
             ),

@@ -62,10 +62,10 @@ STATE = ("variants", 0, "states", "specs", 0)
 WRONG_FIELDS: list[tuple[Edit, str]] = [
     (_set("format", to="something"), '"format" is not "edgewright-package"'),
     (_drop("format"), '"format" is not "edgewright-package"'),
-    (_set("version", to=2), "format version 2; this Edgewright reads up to 1"),
-    (_set("version", to=0), "version is 0; 1 is required"),
-    (_set("version", to=True), "version is true; 1 is required"),
-    (_set("version", to="1"), 'version is "1"; 1 is required'),
+    (_set("version", to=3), "format version 3; this Edgewright reads up to 2"),
+    (_set("version", to=0), "version is 0; 2 is required"),
+    (_set("version", to=True), "version is true; 2 is required"),
+    (_set("version", to="1"), 'version is "1"; 2 is required'),
     (_drop("version"), "version is missing"),
     (_drop("model"), "model is missing"),
     (_drop("model", "layers"), "model.layers is missing"),
@@ -94,6 +94,8 @@ WRONG_FIELDS: list[tuple[Edit, str]] = [
     (_set("variants", 0, to=None), r"variants\[0\] is null; an object is required"),
     (_set("variants", 0, "graphs", to={}), r"variants\[0\].graphs has 0 entries"),
     (_set("variants", 0, "graphs", "other", to=GRAPH), r"graphs.* the key \"other\" is \"other\""),
+    (_set("variants", 0, "bits_per_weight", to=65), r"bits_per_weight is 65; 0 to 64 is required"),
+    (_drop("variants", 0, "bits_per_weight"), r"variants\[0\].bits_per_weight is missing"),
     (_set("variants", 0, "provider", to="CPU"), "not a provider's name"),
     (_set("variants", 0, "onnxruntime_min", to="new"), "not a release such as 1.31"),
     (_set("variants", 0, "weights", to=[GRAPH] * MANY), f"weights has {MANY} entries"),
@@ -182,6 +184,14 @@ def test_golden_bytes(package: Package) -> None:
     manifest = replace(package.manifest, evidence={"cpu": evidence})
     assert manifest.to_bytes() == GOLDEN.read_bytes()
     assert Manifest.from_bytes(GOLDEN.read_bytes()) == manifest
+
+
+def test_a_manifest_of_version_1_is_read(golden: Any) -> None:
+    """It had the model's bits alone, and they were every variant's."""
+    wanted = Manifest.from_bytes(_bytes(golden))
+    golden["version"] = 1
+    del golden["variants"][0]["bits_per_weight"]
+    assert Manifest.from_bytes(_bytes(golden)) == wanted
 
 
 def test_what_is_absent_is_written_as_null_and_read_again(package: Package) -> None:

@@ -20,7 +20,7 @@ Size        6.14 kB in 8 files
 Tokenizer   tokenizer.json; chat template default; bos <s>, eos </s>, pad ▁é
 Generation  sampled, temperature 0.6, top_p 0.9; stops at 2, 7
 
-Variant     cpu: weights bfloat16 (6.1 kB), arithmetic float32
+Variant     cpu: weights bfloat16 (6.1 kB, 16 bits each), arithmetic float32
             libraries for linux-x86_64
             ONNX Runtime 1.31 or newer, opset 23, IR 11
 

@@ -292,6 +292,7 @@ def write_package(
             libraries=paths,
             weights=tuple(dict.fromkeys(blobs)),
             states=states,
+            bits_per_weight=32.0,
             weight_dtypes=("float32",),
             compute_dtype="float32",
         )
