@@ -23,7 +23,42 @@ from edgewright.cli._progress import Progress
     "--bits",
     metavar="N",
     type=float,
-    help="Bits per weight. This version keeps the checkpoint's own values, so leave it out.",
+    help="Quantise to so many bits per weight, the mean over everything stored. [default: the"
+    " checkpoint's own values]",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "rtn", "gptq", "awq"]),
+    default="auto",
+    show_default=True,
+    help="How to round: auto takes the best that the text allows; gptq and awq need text.",
+)
+@click.option(
+    "--text",
+    metavar="FILE|DIR|stdlib",
+    help="Text to calibrate on, like what the model will read. [default: none, the weights decide]",
+)
+@click.option("--tokens", metavar="N", type=click.IntRange(min=1), help="How many of them to read.")
+@click.option(
+    "--block",
+    type=click.Choice(["32", "64", "128"]),
+    default="128",
+    show_default=True,
+    help="Weights that share one scale.",
+)
+@click.option(
+    "--outliers",
+    metavar="SHARE",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="The worst weights, which get a correction each.",
+)
+@click.option("--seed", metavar="N", default=0, show_default=True, help="Same seed, same bytes.")
+@click.option(
+    "--resume",
+    metavar="DIR",
+    help="Where interrupted work goes on. [default: a folder of this very export in the cache]",
 )
 @click.option(
     "--target",
@@ -46,21 +81,36 @@ def command(
     out: str,
     providers: tuple[str, ...],
     bits: float | None,
+    method: str,
+    text: str | None,
+    tokens: int | None,
+    block: str,
+    outliers: float,
+    seed: int,
+    resume: str | None,
     targets: tuple[str, ...],
     cache_dtype: str,
 ) -> None:
     """Make a package of CHECKPOINT, a Hugging Face directory with config.json and safetensors.
 
-    The package holds the checkpoint's own values, the graph, the kernels and the tokenizer; it
-    runs without PyTorch. It is written beside PACKAGE and renamed at the end: there is never half
-    a package.
+    The package holds the checkpoint's own values, or with --bits what they are rounded to, the
+    graph, the kernels and the tokenizer; it runs without PyTorch. It is written beside PACKAGE and
+    renamed at the end: there is never half a package.
+
+    --bits 3.1 means the mean over the whole model, scales, corrections and embeddings included.
+    Tensors get more or fewer bits as they need. Text makes the result better: the weights are
+    rounded so that what the layers give on it changes least. A run that was stopped goes on where
+    it was when it is started again.
 
     \b
       edgewright export Llama-3.2-1B -o llama.pkg
+      edgewright export Llama-3.2-1B -o llama.pkg --bits 3.1 --text my-text.txt
       edgewright export Llama-3.2-1B -o llama.pkg --target linux-aarch64 --target linux-x86_64
     """
     from edgewright.export import export_checkpoint
 
+    if bits is None and (text is not None or tokens is not None or method != "auto" or resume):
+        raise click.UsageError("--method, --text, --tokens and --resume go with --bits.")
     progress, began = Progress(), time.monotonic()
     try:
         package = export_checkpoint(
@@ -68,6 +118,13 @@ def command(
             out,
             providers or ("cpu",),
             bits,
+            method=method,
+            text=text,
+            tokens=tokens,
+            block=int(block),
+            outliers=outliers,
+            seed=seed,
+            resume=resume,
             targets=[name for name in targets if name != "none"] if targets else None,
             cache_dtype=cache_dtype,
             progress=progress,
@@ -78,6 +135,6 @@ def command(
     model = package.manifest.model
     click.echo(
         f"{out}: {model.architecture}, {model.parameters:,} parameters at"
-        f" {model.bits_per_weight:.3g} bits, {package.size_bytes / 1e6:,.1f} MB,"
+        f" {model.bits_per_weight:.4g} bits per weight, {package.size_bytes / 1e6:,.1f} MB,"
         f" {time.monotonic() - began:.1f} s"
     )

@@ -48,7 +48,7 @@ def test_no_folder_to_write_in(edgewright: Edgewright, checkpoint: Path, place: 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--provider", "toaster"), ("--target", "beos-m68k"), ("--bits", "3.1")],
+    [("--provider", "toaster"), ("--target", "beos-m68k"), ("--bits", "0.5")],
 )
 def test_what_cannot_be_exported(
     edgewright: Edgewright, checkpoint: Path, place: Path, option: str, value: str
