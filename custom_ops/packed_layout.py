@@ -29,7 +29,7 @@ CODED, FLOAT16, BFLOAT16 = 0, 1, 2  # kinds of scale
 SCALE_KINDS = (CODED, FLOAT16, BFLOAT16)
 
 HEADER = struct.Struct("<8IQQ16s")
-SEGMENT = struct.Struct("<I4B8s")
+SEGMENT = struct.Struct("<I5B7s")
 HAS_COLUMN_SCALE = 1
 HAS_OUTLIERS = 2
 
@@ -40,13 +40,15 @@ def up_to(multiple: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows that follow each other and are stored alike."""
+    """Rows that follow each other and are stored alike. With `half`, which takes a shift, every
+    code stands for half a step more."""
 
     rows: int
     bits: int
     zeros: bool = False
     scale_kind: int = CODED
     shift: int = 0
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class PackedLayout:
         sizes = (self.stack, self.rows, self.columns, self.block, len(self.segments), flags)
         head = HEADER.pack(MAGIC, VERSION, *sizes, self.total_bytes, self.outliers or 0, bytes(16))
         table = b"".join(
-            SEGMENT.pack(s.rows, s.bits, s.zeros, s.scale_kind, s.shift, bytes(8))
+            SEGMENT.pack(s.rows, s.bits, s.zeros, s.scale_kind, s.shift, s.half, bytes(7))
             for s in self.segments
         )
         return (head + table).ljust(self.sections_offset, b"\0")
@@ -158,7 +160,7 @@ def packed_bytes(
     column_scale: bool = False,
     stack: int = 1,
 ) -> int:
-    """Of matrices of one segment; `outliers` counts the blob's entries, None leaves out the list."""
+    """For one segment. `outliers` counts the blob's entries; None leaves out their list."""
     segment = Segment(rows, bits, zeros, scale_kind)
     return packed_bytes_of(
         (segment,), columns, block, outliers=outliers, column_scale=column_scale, stack=stack
@@ -220,16 +222,18 @@ def _check_version(magic: int, version: int, flags: int, rest: bytes) -> None:
 
 def _segments(table: bytes) -> Iterator[Segment]:
     for i, fields in enumerate(SEGMENT.iter_unpack(table)):
-        rows, bits, zeros, kind, shift, rest = fields
+        rows, bits, zeros, kind, shift, half, rest = fields
         if not rows:
             raise _refused(f"has no rows in segment {i}")
         if bits not in WIDTHS:
             raise _refused(f"has {bits}-bit codes in segment {i}, not one of {WIDTHS}")
-        if zeros > 1 or kind not in SCALE_KINDS or any(rest):
+        if max(zeros, half) > 1 or kind not in SCALE_KINDS or any(rest):
             raise _refused(f"sets bytes of segment {i} that version 1 does not know")
         if shift > MOST_SHIFT[bits]:
             raise _refused(f"shifts the {bits}-bit codes of segment {i} by {shift}")
-        yield Segment(rows, bits, bool(zeros), kind, shift)
+        if half and not shift:
+            raise _refused(f"has half steps and no shift in segment {i}")
+        yield Segment(rows, bits, bool(zeros), kind, shift, bool(half))
 
 
 def _refused(what: str) -> PackageError:

@@ -312,6 +312,7 @@ def _unpack_rows(
         zeros,
         segment.shift,
         outliers,
+        segment.half,
     )
     return rows, start
 

@@ -76,6 +76,7 @@ class QuantizedRows:
     zeros: Bytes | None = None  # [N, blocks]
     shift: int = 0
     outliers: Outliers | None = None
+    half: bool = False
 
     @property
     def rows(self) -> int:
@@ -91,7 +92,8 @@ class QuantizedRows:
 
     @property
     def segment(self) -> Segment:
-        return Segment(self.rows, self.bits, self.zeros is not None, self.scale_kind, self.shift)
+        zeros = self.zeros is not None
+        return Segment(self.rows, self.bits, zeros, self.scale_kind, self.shift, self.half)
 
     def scales(self) -> Float32:
         """[N, blocks]"""
@@ -109,9 +111,9 @@ class QuantizedRows:
         """[N, K], without the matrix's column scale."""
         values = self.codes.astype(np.float32)
         if self.zeros is None:
-            values -= np.float32(1 << (self.bits - 1))
+            values -= np.float32((1 << (self.bits - 1)) - self.half / 2)
         else:
-            values -= self.per_column(self.zeros.astype(np.float32))
+            values -= self.per_column(self.zeros.astype(np.float32) - np.float32(self.half / 2))
         if self.outliers is not None:
             step = np.float32(2.0**-self.shift)
             places = (self.outliers.rows, self.outliers.columns)
@@ -139,6 +141,7 @@ class QuantizedRows:
             cut(self.zeros),
             self.shift,
             outliers,
+            self.half,
         )
 
     def check(self) -> None:
@@ -157,6 +160,8 @@ class QuantizedRows:
             yield f"the largest code is {self.codes.max()}"
         if not 0 <= self.shift <= MOST_SHIFT[self.bits]:
             yield f"shift {self.shift} is not within 0..{MOST_SHIFT[self.bits]}"
+        if self.half and not self.shift:
+            yield "half steps need a shift"
         yield from self._scale_problems()
         if self.zeros is not None:
             yield from self._misfit("zeros", self.zeros, np.uint8, (self.rows, self.blocks))

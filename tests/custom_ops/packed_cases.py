@@ -27,9 +27,10 @@ def random_rows(
     block: int = 32,
     *,
     kind: int = 0,
-    zeros: bool = False,
+    zeros: bool = False,  # of any size, as imported ones are
     outliers: float | None = None,
     shift: int | None = None,
+    half: bool = False,
     exact: bool = False,
 ) -> QuantizedRows:
     """`outliers` is a fraction of the values. With `exact` every scale is a power of two, near
@@ -60,9 +61,10 @@ def random_rows(
         row_scale if kind == 0 else None,
         scale_codes if kind == 0 else None,
         block_scale if kind else None,
-        rng.integers(0, 1 << bits, shape, dtype=np.uint8) if zeros else None,
+        rng.integers(0, (1 << bits) + 1, shape).clip(max=255).astype(np.uint8) if zeros else None,
         MOST_SHIFT[bits] if shift is None else shift,
         chosen,
+        half and bits < 8,
     )
 
 

@@ -68,6 +68,7 @@ def test_round_trip(bits: int, block: int, kind: int) -> None:
                 zeros=zeros,
                 outliers=outliers,
                 column_scale=column_scale,
+                half=rows % 2 == 0,
             )
             for _ in range(stack)
         ]
@@ -185,6 +186,7 @@ def test_dequantised_values() -> None:
             zeros=zeros,
             outliers=0.1,
             column_scale=True,
+            half=kind == 1,
         )
         found = matrix.dequantised()
         first = 0
@@ -199,7 +201,7 @@ def test_dequantised_values() -> None:
                 zero = 1 << (bits - 1) if rows.zeros is None else int(rows.zeros[n, k // 32])
                 scale = float(rows.scales()[n, k // 32])
                 assert matrix.column_scale is not None
-                exact = (int(rows.codes[n, k]) - zero + extra[n, k]) * scale
+                exact = (int(rows.codes[n, k]) - zero + rows.half / 2 + extra[n, k]) * scale
                 exact *= float(matrix.column_scale[k])
                 assert found[first + n, k] == pytest.approx(exact, rel=3e-7, abs=1e-30)
             first += rows.rows
@@ -233,6 +235,7 @@ WRONG_ROWS = {
     "largest code": {"codes": np.full((20, 70), 16, np.uint8)},
     "codes are int64": {"codes": np.zeros((20, 70), np.int64)},
     "shift 4": {"shift": MOST_SHIFT[4] + 1},
+    "half steps": {"half": True, "shift": 0},
     "scale kind": {"scale_kind": 3},
     "block_scale is missing": {"scale_kind": 1},
     "row_scale is float64": {"row_scale": np.ones(20)},
@@ -315,7 +318,9 @@ WRONG_BYTES: dict[str, tuple[str, Any]] = {
     "zeros": ("does not know", put(69, "<B", 2)),
     "kind": ("does not know", put(70, "<B", 3)),
     "shift": ("by 4", put(71, "<B", 4)),
-    "segment reserved": ("does not know", put(72, "<B", 1)),
+    "segment reserved": ("does not know", put(73, "<B", 1)),
+    "half": ("does not know", put(72, "<B", 2)),
+    "half without shift": ("half steps", lambda blob: put(71, "<B", 0)(put(72, "<B", 1)(blob))),
     "header padding": ("fills its padding", put(100, "<B", 1)),
     "column scale": ("column scale that is not finite", put(BASE, "<H", 0x7F80)),
     "column padding": ("fills its padding", put(BASE + 142, "<B", 1)),
