@@ -16,6 +16,12 @@ import torch
 
 from edgewright.artifacts.errors import CheckpointError
 from edgewright.artifacts.json_text import Json, one_line
+from edgewright.model.integer_scaled import (
+    METHODS,
+    IntegerScheme,
+    integer_tensors,
+    read_integer_scheme,
+)
 from edgewright.model.lazy import LazyTensor
 from edgewright.model.safetensors_file import StoredTensor
 
@@ -49,7 +55,7 @@ class Mxfp4Scheme:
     pass
 
 
-Scheme = Fp8Scheme | Mxfp4Scheme | None
+Scheme = Fp8Scheme | Mxfp4Scheme | IntegerScheme | None
 
 
 def read_scheme(config: Mapping[str, Json], origin: str) -> Scheme:
@@ -62,10 +68,13 @@ def read_scheme(config: Mapping[str, Json], origin: str) -> Scheme:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{where} must be an object")
     method = settings.get("quant_method")
+    for known_method in METHODS:
+        if method == known_method:
+            return read_integer_scheme(known_method, settings, where)
     if method not in ("fp8", "mxfp4"):
         raise CheckpointError(
-            f"{where}: quant_method {one_line(str(method))} is not read; fp8 and mxfp4 are: use the"
-            " unquantised checkpoint"
+            f"{where}: quant_method {one_line(str(method))} is not read; fp8, mxfp4,"
+            f" {', '.join(METHODS)} are: use the unquantised checkpoint"
         )
     known = _FP8_KEYS if method == "fp8" else _MXFP4_KEYS
     if unknown := sorted(settings.keys() - known):
@@ -96,6 +105,8 @@ def dequantised(
         return _fp8_tensors(stored, scheme)
     if isinstance(scheme, Mxfp4Scheme):
         return _mxfp4_tensors(stored)
+    if isinstance(scheme, IntegerScheme):
+        return integer_tensors(stored, scheme)
     return {}, set()
 
 

@@ -166,6 +166,27 @@ def constant(values: torch.Tensor, name: str = "constant") -> LazyTensor:
     raise CheckpointError(f"tensor {name}: dtype {values.dtype} is not one of {[*TORCH_DTYPES]}")
 
 
+def parts_of(tensor: LazyTensor) -> list[tuple[LazyTensor, int, int]]:
+    """(source, first row, rows) of each matrix that lies whole-rowed in the tensor, in order; a
+    tensor that is no slice, join or stack of others is its own one part."""
+    if not isinstance(tensor, _Slice | _Joined) or len(tensor.shape) < 2:
+        return [(tensor, 0, tensor.shape[0] if tensor.shape else 1)]
+    if isinstance(tensor, _Joined):
+        return [found for part in tensor.parts for found in parts_of(part)]
+    columns, wanted = tensor.shape[-1], tensor.numel
+    if tensor.source.shape[-1:] != (columns,) or not columns or tensor.offset % columns:
+        return [(tensor, 0, tensor.shape[0])]
+    # The rows that the slice takes of each part of its source.
+    found, base, low = [], 0, tensor.offset // columns
+    high = low + wanted // columns
+    for source, first, rows in parts_of(tensor.source):
+        begin, end = max(low - base, 0), min(high - base, rows)
+        if begin < end:
+            found.append((source, first + begin, end - begin))
+        base += rows
+    return found
+
+
 def _names_and_shapes(parts: Sequence[LazyTensor]) -> str:
     return ", ".join(f"{part.name} {part.shape}" for part in parts) or "there are none"
 

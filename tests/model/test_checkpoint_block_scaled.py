@@ -224,7 +224,7 @@ WRONG: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], str]] = {
         {"quant_method": "fp8", "weight_block_size": [0, 128]},
         "weight_block_size must be null or two positive integers",
     ),
-    "method": ({"a": torch.ones(1)}, {"quant_method": "awq"}, "quant_method awq is not read"),
+    "method": ({"a": torch.ones(1)}, {"quant_method": "hqq"}, "quant_method hqq is not read"),
     "key": (
         {"a": torch.ones(1)},
         {"quant_method": "fp8", "weight_zero_point": 1},
