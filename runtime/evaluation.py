@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgewright.artifacts.errors import SessionError
 from edgewright.runtime.context import Logits
 from edgewright.runtime.session import Session
-from edgewright.runtime.text import TextCodec
+from edgewright.runtime.text import TextCodec, leading_tokens
 
 LONGEST_WINDOW = 2048
 LONGEST_TEXT_BYTES = 64 << 20
@@ -146,11 +146,7 @@ def read_text(path: Path) -> str:
 
 
 def tokenise(codec: TextCodec, text: str) -> TokenText:
-    probe = "a"
-    alone, framed = codec.encode(probe, special=False), codec.encode(probe)
-    starts = [at for at in range(len(framed)) if alone and framed[at : at + len(alone)] == alone]
-    prefix = framed[: starts[0]] if starts else []
-    return TokenText(tuple(prefix), tuple(codec.encode(text, special=False)))
+    return TokenText(leading_tokens(codec), tuple(codec.encode(text, special=False)))
 
 
 def evaluate(

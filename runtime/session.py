@@ -135,12 +135,25 @@ class Session:
         return self._new_context(1).all_logits(row, self._logits_chunk(chunk))
 
     def logits_in_pieces(
-        self, ids: TokenRow, start: int = 0, chunk: int | None = None
+        self,
+        ids: TokenRow,
+        start: int = 0,
+        chunk: int | None = None,
+        *,
+        after: State | None = None,
     ) -> Iterator[Logits]:
-        """What `logits` gives from the position `start` on, some rows [n, vocab] at a time."""
+        """What `logits` gives from the position `start` on, some rows [n, vocab] at a time.
+
+        `after`: these tokens go on from a state of one row that snapshot gave.
+        """
         row = self._prompt_row(ids)
         chunk = self._logits_chunk(chunk)
         context = self._new_context(1)
+        if after is not None:
+            self._check_resumable(after)
+            if len(after.tokens) != 1:
+                raise SessionError(f"the state has {len(after.tokens)} rows; one is required")
+            context.restore(after)
         context.check_room([row.size])
         if start:
             context.prefill([row[:start]], PREFILL_CHUNK)
@@ -216,18 +229,7 @@ class Session:
 
     def resume(self, state: State) -> None:
         """Take up a state that this package made, in this session or another."""
-        if not isinstance(state, State):
-            raise SessionError(f"a state that snapshot gave is required, not {state!r:.60}")
-        if state.fingerprint != self._engine.fingerprint:
-            raise SessionError(
-                "the state was made by another package or variant; resume it with the one it "
-                "came from"
-            )
-        if max(state.lengths) > self.context_limit:
-            raise SessionError(
-                f"the state holds {max(state.lengths)} tokens, but this session's context "
-                f"{self.context_limit}; open it with a larger capacity"
-            )
+        self._check_resumable(state)
         context = self._new_context(len(state.tokens))
         context.restore(state)
         self._context = context
@@ -328,6 +330,20 @@ class Session:
 
     def _prompt_row(self, ids: TokenRow | str) -> Ids:
         return parse_row(self.codec.encode(ids) if isinstance(ids, str) else ids, self.vocab_size)
+
+    def _check_resumable(self, state: State) -> None:
+        if not isinstance(state, State):
+            raise SessionError(f"a state that snapshot gave is required, not {state!r:.60}")
+        if state.fingerprint != self._engine.fingerprint:
+            raise SessionError(
+                "the state was made by another package or variant; resume it with the one it "
+                "came from"
+            )
+        if max(state.lengths) > self.context_limit:
+            raise SessionError(
+                f"the state holds {max(state.lengths)} tokens, but this session's context "
+                f"{self.context_limit}; open it with a larger capacity"
+            )
 
     def _logits_chunk(self, chunk: int | None) -> int:
         if chunk is None:

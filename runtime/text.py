@@ -15,6 +15,7 @@ _REPLACEMENT = "\ufffd"
 _UNFINISHED = 3
 _PROMPT_TAIL = 8
 _SILENT_LIMIT = 64
+_PROBE = "a"
 
 T = TypeVar("T")
 
@@ -49,6 +50,15 @@ class TextCodec:
 
     def stream(self, prompt: Sequence[int] = ()) -> TextStream:
         return TextStream(self, prompt)
+
+
+def leading_tokens(codec: TextCodec) -> tuple[int, ...]:
+    """What the tokenizer puts before any text."""
+    alone, framed = codec.encode(_PROBE, special=False), codec.encode(_PROBE)
+    for at in range(len(framed) - len(alone) + 1):
+        if alone and framed[at : at + len(alone)] == alone:
+            return tuple(framed[:at])
+    return ()
 
 
 def _guard(make: Callable[[], T]) -> T:
