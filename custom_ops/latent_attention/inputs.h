@@ -1,6 +1,7 @@
 // Reads and checks the inputs of one LatentAttention call.
 #pragma once
 #include "native/int8_row.h"
+#include "native/packed.h"
 #include "native/paged_inputs.h"
 
 namespace edge {
@@ -30,6 +31,7 @@ struct Attributes {
 
 struct Inputs : PagedInputs {
   Tensor query, latent, key_rope, up, cache;
+  Packed packed;  // `up`, where it is
   int64_t heads, rank_dim, rope_dim, nope_dim, value_dim;
 
   Inputs() : PagedInputs("LatentAttention") {}
@@ -37,6 +39,7 @@ struct Inputs : PagedInputs {
   int64_t width() const { return rank_dim + rope_dim; }        // of a token in the cache
   int64_t query_width() const { return nope_dim + rope_dim; }  // of a head
   int64_t up_rows() const { return nope_dim + value_dim; }      // of a head
+  bool is_packed() const { return up.type == ElementType::kUint8; }
   const float* query_at(int64_t row, int64_t step, int64_t head) const {
     return query.as<float>() + ((row * seq + step) * heads + head) * query_width();
   }
@@ -61,8 +64,25 @@ struct Inputs : PagedInputs {
     EDGE_TRY(rank("query", query, 3));
     EDGE_TRY(rank("latent", latent, 3));
     EDGE_TRY(rank("key_rope", key_rope, 3));
-    EDGE_TRY(rank("up", up, 2));
+    if (!is_packed()) EDGE_TRY(rank("up", up, 2));
     return rank("cache", cache, 3);
+  }
+
+  // [rows, rank_dim] whichever way it is kept.
+  Status* check_up(int64_t* rows) {
+    if (!is_packed()) {
+      *rows = up.dims[0];
+      return equal("up", 1, up, rank_dim);
+    }
+    EDGE_TRY(Packed::parse(op, up, &packed));
+    *rows = int64_t(packed.rows);
+    if (packed.count == 1 && int64_t(packed.columns) == rank_dim && !packed.has_column_scales) {
+      return nullptr;
+    }
+    return message("the packed weight has ").number(int64_t(packed.count)).text(" matrices of ")
+        .number(int64_t(packed.columns)).text(" columns").text(packed.has_column_scales ?
+        ", with column scales; one of " : "; one of ").number(rank_dim)
+        .text(" columns, without column scales, is required").error();
   }
 
   Status* check_shapes() {
@@ -77,11 +97,12 @@ struct Inputs : PagedInputs {
     EDGE_TRY(tokens("latent", latent, rank_dim));
     EDGE_TRY(tokens("key_rope", key_rope, rope_dim));
     EDGE_TRY(equal("cache", 2, cache, width()));
-    EDGE_TRY(equal("up", 1, up, rank_dim));
+    int64_t all_rows;
+    EDGE_TRY(check_up(&all_rows));
     EDGE_TRY(by_head("dimension 2 of query", query.dims[2]));
-    EDGE_TRY(by_head("dimension 0 of up", up.dims[0]));
+    EDGE_TRY(by_head(is_packed() ? "the number of rows of up" : "dimension 0 of up", all_rows));
     nope_dim = query.dims[2] / heads - rope_dim;
-    value_dim = up.dims[0] / heads - nope_dim;
+    value_dim = all_rows / heads - nope_dim;
     if (nope_dim < 1 || value_dim < 1) {
       return message("a head has ").number(query_width()).text(" query columns, ").number(rope_dim)
           .text(" of them rotated, and ").number(up_rows())

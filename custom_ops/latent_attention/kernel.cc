@@ -16,12 +16,12 @@ constexpr double kInlineCost = 1 << 17;  // multiplications; below that, waking 
 constexpr int64_t kAppendSteps = 64;
 constexpr int64_t kTokenGroup = 32;      // that share each pass over a head's part of `up`
 
-template <class W, class C>
+template <class Up, class C>
 class Call {
  public:
   Call(const Context& context, const Attributes& attributes, const Inputs& in, float* output,
        C* cache)
-      : context_(context), attributes_(attributes), in_(in), up_(in.up.as<W>()), output_(output),
+      : context_(context), attributes_(attributes), in_(in), up_(in), output_(output),
         cache_(cache) {}
 
   Status* run() {
@@ -112,7 +112,9 @@ class Call {
   }
 
   Status* absorb_group(int64_t head, int64_t from, int64_t count) const {
-    Scratch scratch(size_t(count * in_.nope_dim) * sizeof(float));
+    const int64_t own = round_up(count * in_.nope_dim, 16);
+    const int64_t unpacked = absorb_floats(up_, in_.nope_dim, count);
+    Scratch scratch(size_t(own + unpacked) * sizeof(float));
     if (scratch.failed()) return Scratch::error();
     float* queries = scratch.as<float>();
     for (int64_t i = 0; i < count; i++) {
@@ -121,12 +123,12 @@ class Call {
       for (int64_t d = 0; d < in_.nope_dim; d++) queries[i * in_.nope_dim + d] = query[d];
       for (int64_t d = 0; d < in_.rope_dim; d++) rotated[d] = query[in_.nope_dim + d];
     }
-    absorb(queries, size_t(in_.nope_dim), size_t(count), up_rows(head), size_t(in_.nope_dim),
-           size_t(in_.rank_dim), absorbed(from, head), size_t(in_.heads * in_.width()));
+    absorb(queries, in_.nope_dim, count, up_, first_row(head), in_.nope_dim, absorbed(from, head),
+           in_.heads * in_.width(), queries + own);
     return nullptr;
   }
 
-  const W* up_rows(int64_t head) const { return up_ + head * in_.up_rows() * in_.rank_dim; }
+  int64_t first_row(int64_t head) const { return head * in_.up_rows(); }
 
   Status* attend(int64_t task) const {
     const int64_t b = plan_.row_of(task);
@@ -208,15 +210,17 @@ class Call {
     rows.dim = in_.query_width();
     rows.v_dim = in_.value_dim;
     const int64_t own = Rows::floats(rows.count, rows.v_dim) + kTileScores;
-    Scratch scratch(size_t(own + Expanded::floats(in_)) * sizeof(float));
+    const int64_t made = own + Expanded::floats(in_);
+    Scratch scratch(size_t(made + up_.floats(in_.up_rows())) * sizeof(float));
     if (scratch.failed()) return Scratch::error();
     rows.use(scratch.as<float>() + kTileScores);
     const Expanded expanded(in_, scratch.as<float>() + own);
+    const auto* up = up_.rows(first_row(head), in_.up_rows(), scratch.as<float>() + made);
 
     const int64_t low = rows.oldest(0), high = rows.position(rows.count - 1) + 1;
     for (int64_t from = low; from < high; from += kChunkKeys) {
       const int64_t chunk = smaller(kChunkKeys, high - from);
-      expand(in_, strip(b), up_rows(head), from, chunk, expanded);
+      expand(in_, strip(b), up, from, chunk, expanded);
       for (int64_t at = 0; at < chunk; at += kBlockKeys) {
         const float* keys[kBlockKeys];
         const float* values[kBlockKeys];
@@ -260,16 +264,31 @@ class Call {
   // A head's attended latents through its value rows of `up`, as many tokens at a time as lie
   // evenly in the output.
   Status* project(int64_t head) const {
+    // Few tokens find a strip in the first cache; many want a whole block for each panel.
+    const int64_t most = plan_.tokens < kTokenGroup ? int64_t(kStripRows) : int64_t(kBlockColumns);
+    Scratch scratch(size_t(up_.floats(smaller(most, in_.value_dim))) * sizeof(float));
+    if (scratch.failed()) return Scratch::error();
+    int64_t some;
+    for (int64_t n = 0; n < in_.value_dim; n += some) {
+      const int64_t row = first_row(head) + in_.nope_dim + n;
+      some = up_.piece(row, in_.value_dim - n, most);
+      EDGE_TRY(project_rows(head, up_.rows(row, some, scratch.as<float>()), n, some));
+    }
+    return nullptr;
+  }
+
+  template <class W>
+  Status* project_rows(int64_t head, const W* rows, int64_t n, int64_t count) const {
     MatMul<W> product = {};
     product.x_stride = size_t(in_.heads * in_.width());
-    product.weight = up_rows(head) + in_.nope_dim * in_.rank_dim;
+    product.weight = rows;
     product.y_stride = size_t(in_.heads * in_.value_dim);
-    product.n_size = size_t(in_.value_dim);
+    product.n_size = size_t(count);
     product.k_size = size_t(in_.rank_dim);
     for (int64_t from = 0, to; from < plan_.tokens; from = to) {
       for (to = from + 1; to < plan_.tokens && origin_[to] == origin_[to - 1] + 1;) to++;
       product.x = absorbed(from, head);
-      product.y = output_ + (origin_[from] * in_.heads + head) * in_.value_dim;
+      product.y = output_ + (origin_[from] * in_.heads + head) * in_.value_dim + n;
       product.m_size = size_t(to - from);
       for (size_t task = 0; task < product.tasks(); task++) EDGE_TRY(product.run(task));
     }
@@ -279,7 +298,7 @@ class Call {
   const Context& context_;
   const Attributes& attributes_;
   const Inputs& in_;
-  const W* up_;
+  const Up up_;
   float* output_;
   C* cache_;
   Plan plan_ = {};
@@ -299,22 +318,28 @@ class LatentAttention {
     output.dims[2] = in.heads * in.value_dim;
     EDGE_TRY(context.output(0, &output));
     EDGE_TRY(context.output(1, &cache));
+    if (in.is_packed()) return with_cache_type<PackedUp>(context, in, output, cache);
     return with_weight_type("LatentAttention", in.up.type, [&](auto weight) {
-      using W = decltype(weight);
-      switch (in.cache.type) {
-        case ElementType::kFloat32: return run<W, float>(context, in, output, cache);
-        case ElementType::kFloat16: return run<W, Half>(context, in, output, cache);
-        default: return run<W, Int8>(context, in, output, cache);
-      }
+      return with_cache_type<StoredUp<decltype(weight)>>(context, in, output, cache);
     });
   }
 
  private:
-  template <class W, class C>
+  template <class Up>
+  Status* with_cache_type(const Context& context, const Inputs& in, const Tensor& output,
+                          const Tensor& cache) const {
+    switch (in.cache.type) {
+      case ElementType::kFloat32: return run<Up, float>(context, in, output, cache);
+      case ElementType::kFloat16: return run<Up, Half>(context, in, output, cache);
+      default: return run<Up, Int8>(context, in, output, cache);
+    }
+  }
+
+  template <class Up, class C>
   Status* run(const Context& context, const Inputs& in, const Tensor& output,
               const Tensor& cache) const {
     EDGE_TRY(carry_over(context, in.cache, cache, sizeof(C)));
-    return Call<W, C>(context, attributes_, in, output.as<float>(), cache.as<C>()).run();
+    return Call<Up, C>(context, attributes_, in, output.as<float>(), cache.as<C>()).run();
   }
 
   Attributes attributes_;

@@ -1,0 +1,258 @@
+// Any rows of a packed matrix as float32. A strip's codes become signed bytes, row by row, and those
+// become scale * byte + offset: both products and their sum are exact, for a scale has at most 16
+// bits and what it multiplies 8. Column scales come last, with the one rounding that there is.
+#pragma once
+#include "native/int8_row.h"
+#include "native/packed_codes.h"
+
+namespace edge {
+namespace EDGE_ISA {
+
+namespace detail {
+
+// A line of codes, and one row's part of it.
+using Line = uint8_t __attribute__((vector_size(kPackedLine)));
+using RowPart = uint8_t __attribute__((vector_size(4)));
+using LineRows = uint32_t __attribute__((vector_size(kPackedLine)));
+
+// The codes of kPackedStep columns less their middle, as signed bytes.
+template <int kBits, class B>
+static inline void centred_step(const uint8_t* codes, B (&quads)[kQuadsOfStep]) {
+  unpack_step<kBits>(codes, quads);
+#pragma unroll
+  for (size_t i = 0; i < kQuadsOfStep; i++) quads[i] -= uint8_t(1 << (kBits - 1));
+}
+
+// Sixteen rows by sixteen columns: four quads, so transposed that a row's columns lie together.
+static inline void store_square(const Line* quads, int8_t* to) {
+  const LineRows a = (LineRows)quads[0], b = (LineRows)quads[1];
+  const LineRows c = (LineRows)quads[2], d = (LineRows)quads[3];
+  const LineRows low_ab =
+      __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  const LineRows low_cd =
+      __builtin_shufflevector(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  const LineRows high_ab =
+      __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  const LineRows high_cd =
+      __builtin_shufflevector(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  write(to, __builtin_shufflevector(low_ab, low_cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12,
+                                    13, 28, 29));
+  write(to + 64, __builtin_shufflevector(low_ab, low_cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26,
+                                         27, 14, 15, 30, 31));
+  write(to + 128, __builtin_shufflevector(high_ab, high_cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24,
+                                          25, 12, 13, 28, 29));
+  write(to + 192, __builtin_shufflevector(high_ab, high_cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11,
+                                          26, 27, 14, 15, 30, 31));
+}
+constexpr size_t kSquare = 256;
+constexpr size_t row_in_square(size_t r) { return r % 4 * 64 + r / 4 * 16; }
+
+// kLanes values of a table of bytes.
+static inline F32 load_bytes(const uint8_t* p) {
+  using U8 = uint8_t __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(__builtin_convertvector(read<U8>(p), I32), F32);
+}
+
+// The scale of kLanes rows of a strip, from row r on, in one block.
+static inline F32 scales_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
+                            size_t r) {
+  const size_t at = block * kStripRows + r;
+  if (s.scale_kind == kScaleHalf) {
+    return load(reinterpret_cast<const Half*>(strip.block_scales) + at);
+  }
+  if (s.scale_kind == kScaleBfloat) {
+    return load(reinterpret_cast<const Bfloat*>(strip.block_scales) + at);
+  }
+  const auto* rows = reinterpret_cast<const Bfloat*>(strip.row_scales);
+  return load(rows + r) * load_bytes(strip.block_scales + at);
+}
+
+// And what is added to scale * byte: the zero point's distance from the middle.
+static inline F32 offsets_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
+                             size_t r, F32 scales) {
+  if (!strip.zeros) return F32{};
+  const F32 middle = splat(float(1 << (s.bits - 1)));
+  return (middle - load_bytes(strip.zeros + block * kStripRows + r)) * scales;
+}
+
+// A strip's scales and offsets in one block.
+struct BlockScales {
+  float scale[kStripRows], offset[kStripRows];
+
+  void fill(const PackedSegment& s, const PackedStrip& strip, size_t block) {
+    for (size_t r = 0; r < kStripRows; r += kLanes) {
+      const F32 scales = scales_of(s, strip, block, r);
+      store(scale + r, scales);
+      store(offset + r, offsets_of(s, strip, block, r, scales));
+    }
+  }
+};
+
+struct Outlier {
+  size_t row, column;  // in its strip, in its chunk
+  float value;         // before the segment's shift
+
+  explicit Outlier(const uint16_t* entry) {
+    const uint32_t bits = read<uint16_t>(entry);
+    row = bits & 15;
+    column = bits >> 4 & 63;
+    value = float(int32_t(bits >> 10) - 32);
+  }
+};
+
+static inline float fraction_of(const PackedSegment& s) { return 1.0f / float(1 << s.shift); }
+
+// `size` <= kPackedStep bytes of a row.
+static inline void widen_row(const int8_t* low, const int8_t* high, F32 scale, F32 offset,
+                             size_t size, float* to) {
+  constexpr size_t kHalf = kPackedStep / 2;
+  if (size == kPackedStep) {
+#pragma unroll
+    for (size_t i = 0; i < kHalf; i += kLanes) {
+      const F32 a = load(reinterpret_cast<const Int8*>(low + i));
+      const F32 b = load(reinterpret_cast<const Int8*>(high + i));
+      store(to + i, multiply_add(a, scale, offset));
+      store(to + kHalf + i, multiply_add(b, scale, offset));
+    }
+    return;
+  }
+  for (size_t i = 0; i < size; i++) {
+    to[i] = float(i < kHalf ? low[i] : high[i - kHalf]) * scale[0] + offset[0];
+  }
+}
+
+// How far before their use codes are fetched; the next strip's follow a strip's.
+constexpr size_t kAheadBytes = 2048;
+
+// Rows `first` .. `first + rows` - 1 of a strip, without column scales.
+template <int kBits>
+EDGE_OUT_OF_LINE static void unpack_strip(const Packed& w, const PackedSegment& s,
+                                          const PackedStrip& strip, size_t first, size_t rows,
+                                          float* out, size_t stride) {
+  const float fraction = fraction_of(s);
+  const uint8_t* codes = strip.codes;
+  const uint16_t* entry = strip.outliers;
+  BlockScales at;
+  alignas(64) int8_t bytes[2 * kSquare];
+  for (size_t c = 0; c < w.columns; c += kPackedStep, codes += kPackedLine * kBits) {
+    if (c % w.block == 0) at.fill(s, strip, c / w.block);
+#pragma unroll
+    for (size_t i = 0; i < kBits; i++) prefetch(codes + kAheadBytes + i * kPackedLine);
+    Line quads[kQuadsOfStep];
+    centred_step<kBits>(codes, quads);
+    store_square(quads, bytes);
+    store_square(quads + kQuadsOfStep / 2, bytes + kSquare);
+    const size_t size = w.columns - c < kPackedStep ? w.columns - c : kPackedStep;
+    for (size_t r = first; r < first + rows; r++) {
+      const int8_t* row = bytes + row_in_square(r);
+      widen_row(row, row + kSquare, splat(at.scale[r]), splat(at.offset[r]), size,
+                out + (r - first) * stride + c);
+    }
+    // A chunk's outliers, once all of its columns are there: their blocks may be two.
+    const bool chunk_ends = c % kChunkColumns || c + kPackedStep >= w.columns;
+    if (!strip.counts || !chunk_ends) continue;
+    const size_t chunk = c / kChunkColumns, from = chunk * kChunkColumns;
+    for (size_t i = strip.counts[chunk]; i > 0; i--, entry++) {
+      const Outlier o(entry);
+      const size_t r = o.row - first, k = from + o.column;
+      if (r >= rows || k >= w.columns) continue;
+      const size_t base = o.row / kLanes * kLanes;
+      const float scale = k / w.block == c / w.block
+                              ? at.scale[o.row]
+                              : scales_of(s, strip, k / w.block, base)[o.row - base];
+      out[r * stride + k] += scale * (o.value * fraction);
+    }
+  }
+}
+
+// Row `r` of a strip alone, without column scales.
+template <int kBits>
+EDGE_OUT_OF_LINE static void unpack_row(const Packed& w, const PackedSegment& s,
+                                        const PackedStrip& strip, size_t r, float* out) {
+  const float fraction = fraction_of(s);
+  const uint8_t* codes = strip.codes + r * sizeof(uint32_t);
+  const uint16_t* entry = strip.outliers;
+  const size_t base = r / kLanes * kLanes;
+  float scale = 0, before = 0, offset = 0;
+  for (size_t c = 0; c < w.columns; c += kPackedStep, codes += kPackedLine * kBits) {
+    if (c % w.block == 0) {
+      before = scale;
+      const F32 scales = scales_of(s, strip, c / w.block, base);
+      scale = scales[r - base];
+      offset = offsets_of(s, strip, c / w.block, base, scales)[r - base];
+    }
+    RowPart quads[kQuadsOfStep];
+    centred_step<kBits>(codes, quads);
+    const auto* bytes = reinterpret_cast<const int8_t*>(quads);
+    const size_t size = w.columns - c < kPackedStep ? w.columns - c : kPackedStep;
+    widen_row(bytes, bytes + kPackedStep / 2, splat(scale), splat(offset), size, out + c);
+    const bool chunk_ends = c % kChunkColumns || c + kPackedStep >= w.columns;
+    if (!strip.counts || !chunk_ends) continue;
+    const size_t chunk = c / kChunkColumns, from = chunk * kChunkColumns;
+    for (size_t i = strip.counts[chunk]; i > 0; i--, entry++) {
+      const Outlier o(entry);
+      const size_t k = from + o.column;
+      if (o.row != r || k >= w.columns) continue;
+      out[k] += (k / w.block == c / w.block ? scale : before) * (o.value * fraction);
+    }
+  }
+}
+
+// Up to this many rows of a strip are unpacked one by one.
+constexpr size_t kFewRows = 3;
+
+template <int kBits>
+static inline void unpack_some(const Packed& w, const PackedSegment& s, const PackedStrip& strip,
+                               size_t first, size_t rows, float* out, size_t stride) {
+  if (rows > kFewRows) return unpack_strip<kBits>(w, s, strip, first, rows, out, stride);
+  for (size_t r = 0; r < rows; r++) unpack_row<kBits>(w, s, strip, first + r, out + r * stride);
+}
+
+static inline void scale_columns(const uint16_t* scales, size_t columns, float* row) {
+  const auto* by = reinterpret_cast<const Bfloat*>(scales);
+  size_t k = 0;
+  for (; k + kLanes <= columns; k += kLanes) store(row + k, load(row + k) * load(by + k));
+  if (k < columns) {
+    const size_t n = columns - k;
+    store_part(row + k, load_part(row + k, n) * load_part(by + k, n), n);
+  }
+}
+
+}  // namespace detail
+
+// Calls use(segment, strip, first, rows, done) for each strip with rows of from .. from + count - 1
+// of a matrix: rows `first` .. of the strip are rows `done` .. of the range.
+template <class Use>
+static void each_strip(const Packed& w, size_t matrix, size_t from, size_t count, const Use& use) {
+  PackedSegment s = w.first_segment();
+  size_t done = 0;
+  for (size_t i = 0; done < count && i < w.segments; i++) {
+    while (done < count && from + done - s.row < s.rows) {
+      const size_t row = from + done - s.row, first = row % kStripRows;
+      const size_t whole = kStripRows - first < s.rows - row ? kStripRows - first : s.rows - row;
+      const size_t rows = whole < count - done ? whole : count - done;
+      use(s, w.strip(matrix, s, row / kStripRows), first, rows, done);
+      done += rows;
+    }
+    s = w.segment_after(s, i);
+  }
+}
+
+// Rows from .. from + count - 1 of one matrix to out[i * stride + k].
+static void unpack_rows(const Packed& w, size_t matrix, size_t from, size_t count, float* out,
+                        size_t stride) {
+  const auto unpack = [&](const PackedSegment& s, const PackedStrip& strip, size_t first,
+                          size_t rows, size_t done) {
+    with_bits(s.bits, [&]<int kBits>() {
+      detail::unpack_some<kBits>(w, s, strip, first, rows, out + done * stride, stride);
+    });
+  };
+  each_strip(w, matrix, from, count, unpack);
+  const uint16_t* scales = w.column_scales(matrix);
+  for (size_t i = 0; scales && i < count; i++) {
+    detail::scale_columns(scales, w.columns, out + i * stride);
+  }
+}
+
+}  // namespace EDGE_ISA
+}  // namespace edge
