@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from edgewright.custom_ops import int8_rows_torch
+from edgewright.custom_ops.packed_reference import dequantised
 
 
 def reference(
@@ -24,6 +25,8 @@ def reference(
     scale: float,
     window: int = 0,
 ) -> tuple[Tensor, Tensor]:
+    if up.dtype == torch.uint8:
+        (up,) = dequantised(up)
     batch, seq = query.shape[:2]
     rank, rope, page = latent.shape[2], key_rope.shape[2], cache.shape[1]
     offset = torch.arange(seq, device=query.device)
@@ -73,6 +76,7 @@ def fake(
     window: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The shapes and dtypes alone, for tracing with symbolic sizes."""
+    assert up.dtype != torch.uint8, "a traced weight is of floats; packing comes afterwards"
     nope = query.shape[2] // num_heads - key_rope.shape[2]
     width = up.shape[0] - num_heads * nope
     return query.new_empty((*query.shape[:2], width)), torch.empty_like(cache)

@@ -6,12 +6,14 @@ from edgewright.custom_ops.spec import AttributeSpec, OpSpec, TensorSpec
 SPEC = OpSpec(
     name="LatentAttention",
     function="latent_attention",
-    types={"W": ("float32", "float16", "bfloat16"), "C": ("float32", "float16", "int8")},
+    types={"W": ("float32", "float16", "bfloat16", "uint8"), "C": ("float32", "float16", "int8")},
     inputs=(
         TensorSpec("query", "float32"),  # [B, S, H*(Dn+Dr)], a head is [nope | rotated rope]
         TensorSpec("latent", "float32"),  # [B, S, R], normalised
         TensorSpec("key_rope", "float32"),  # [B, S, Dr], rotated
-        TensorSpec("up", "W"),  # [H*(Dn+Dv), R], a head's Dn rows for keys, then Dv for values
+        # [H*(Dn+Dv), R], a head's Dn rows for keys, then Dv for values; uint8: packed, without
+        # column scales
+        TensorSpec("up", "W"),
         TensorSpec("cache", "C"),  # [P, page, R+Dr]; int8: two rows, each with its own scale
         TensorSpec("table", "int64"),  # [B, pages]: position p of a row is in page p // page
         TensorSpec("start", "int64"),  # [B], tokens already held

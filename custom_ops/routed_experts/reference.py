@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, relu, silu
+
+from edgewright.custom_ops.packed_reference import matrices_of, packed_product
+
+Product = Callable[[Tensor, int], Tensor]  # rows [T, K], an expert → [T, N]
 
 
 def reference(
@@ -26,20 +32,28 @@ def reference(
     choices = expert_index.shape[-1]
     index = expert_index.reshape(len(tokens), choices)  # [T, k]
     weight = expert_weight.reshape(len(tokens), choices)  # [T, k]
+    into_gate, into_up, into_down = map(_product, (gate, up, down))
     result = torch.zeros_like(tokens)
     for expert in torch.unique(index).tolist():
         token, slot = torch.where(index == expert)
         rows = tokens[token]  # [tokens of this expert, H]
         bias = [b[expert % len(b)] for b in (gate_bias, up_bias, down_bias)]
-        u = linear(rows, up[expert].float()) + bias[1]
+        u = into_up(rows, expert) + bias[1]
         if activation == "relu_squared":
             hidden = relu(u).square()
         else:
-            g = linear(rows, gate[expert].float()) + bias[0]
+            g = into_gate(rows, expert) + bias[0]
             hidden = activate(g, u, activation, alpha, limit)
-        y = linear(hidden, down[expert].float()) + bias[2]
+        y = into_down(hidden, expert) + bias[2]
         result = result.index_add(0, token, y * weight[token, slot, None])
     return result.reshape(x.shape)
+
+
+def _product(stack: Tensor) -> Product:
+    if stack.dtype == torch.uint8:
+        matrices = matrices_of(stack)
+        return lambda rows, expert: packed_product(rows, matrices[expert])
+    return lambda rows, expert: linear(rows, stack[expert].float())
 
 
 def activate(gate: Tensor, up: Tensor, activation: str, alpha: float, limit: float) -> Tensor:

@@ -5,11 +5,12 @@ from edgewright.custom_ops.spec import AttributeSpec, OpSpec, TensorSpec
 SPEC = OpSpec(
     name="RoutedExperts",
     function="routed_experts",
-    types={"W": ("float32", "float16", "bfloat16")},
+    types={"W": ("float32", "float16", "bfloat16", "uint8")},
     inputs=(
         TensorSpec("x", "float32"),  # [..., H]
         TensorSpec("expert_index", "int64"),  # [..., k], each in 0..E-1
         TensorSpec("expert_weight", "float32"),  # [..., k]
+        # A weight of uint8 is a packed one, a matrix for each expert.
         TensorSpec("gate", "W"),  # [E, I, H]; relu_squared has none: up may stand here
         TensorSpec("up", "W"),  # [E, I, H]
         TensorSpec("down", "W"),  # [E, H, I]

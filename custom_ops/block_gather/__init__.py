@@ -1,0 +1,1 @@
+"""Rows of a packed weight, as an embedding is read."""
