@@ -76,9 +76,20 @@ class TokenText:
     prefix: tuple[int, ...]
     ids: tuple[int, ...]
 
+    @property
+    def predicted(self) -> int:
+        """The very first token only if there is a prefix that it follows."""
+        return len(self.ids) - (0 if self.prefix else 1)
+
+    def cut(self, tokens: int | None) -> TokenText:
+        """No more predictions than these."""
+        if tokens is None:
+            return self
+        return TokenText(self.prefix, self.ids[: tokens + (0 if self.prefix else 1)])
+
     def windows(self, window: int) -> Iterator[Window]:
         """Every token is predicted once: but for the first window's, after a quarter of a window
-        at least. The very first token only if there is a prefix that it follows."""
+        at least."""
         overlap = max(1, window // _OVERLAP_SHARE)
         # The last token of a window is only predicted, never read.
         span = window + 1 - len(self.prefix)
@@ -103,6 +114,13 @@ class Against:
     kl: float  # mean KL(reference || package), in nats a token
     kl_standard_error: float
     top1_agreement: float  # share of the tokens whose likeliest prediction is the same
+
+
+@dataclass(frozen=True)
+class Measured:
+    tokens: int  # predicted, each once
+    loss: float  # nats a token
+    against: Against | None
 
 
 @dataclass(frozen=True)
@@ -161,37 +179,48 @@ def evaluate(
     """`tokens`: predict no more than these. `window`: the context's tokens, but no more than
     LONGEST_WINDOW, unless given."""
     window = _checked_window(session, window)
-    if against is not None and against.vocab_size != session.vocab_size:
-        raise SessionError(
-            f"the package predicts {session.vocab_size} tokens, {against.name} "
-            f"{against.vocab_size}; they must be the same"
-        )
-    skipped = 0 if text.prefix else 1
-    if tokens is not None:
-        text = TokenText(text.prefix, text.ids[: tokens + skipped])
-    predicted = len(text.ids) - skipped
-    if predicted < 1:
-        raise SessionError(
-            f"the text has {len(text.ids)} tokens; at least {1 + skipped} are required to "
-            "predict one"
-        )
-    sums = _Sums()
-    for each in text.windows(window):
-        for found, expected, targets in _pieces(PackageModel(session), against, text, each):
-            sums.add(found, expected, targets)
-            progress("predicting", sums.tokens, predicted)
+    model = PackageModel(session)
+    measured = measure(model, text.cut(tokens), window, against=against, progress=progress)
     return Evaluation(
         package=session.package.root.name,
         variant=session.variant_name,
         kernels=session.kernels,
         bits_per_weight=session.package.manifest.model.bits_per_weight,
-        tokens=sums.tokens,
+        tokens=measured.tokens,
         window=window,
         overlap=max(1, window // _OVERLAP_SHARE),
-        loss=sums.loss / sums.tokens,
-        perplexity=_exp(sums.loss / sums.tokens),
-        against=None if against is None else sums.against(against.name),
+        loss=measured.loss,
+        perplexity=_exp(measured.loss),
+        against=measured.against,
     )
+
+
+def measure(
+    model: Model,
+    text: TokenText,
+    window: int,
+    *,
+    against: Model | None = None,
+    progress: Progress = lambda *_: None,
+) -> Measured:
+    """Of any model; its context must hold a window."""
+    if against is not None and against.vocab_size != model.vocab_size:
+        raise SessionError(
+            f"{model.name} predicts {model.vocab_size} tokens, {against.name} "
+            f"{against.vocab_size}; they must be the same"
+        )
+    if text.predicted < 1:
+        raise SessionError(
+            f"the text has {len(text.ids)} tokens; at least "
+            f"{len(text.ids) - text.predicted + 1} are required to predict one"
+        )
+    sums = _Sums()
+    for each in text.windows(window):
+        for found, expected, targets in _pieces(model, against, text, each):
+            sums.add(found, expected, targets)
+            progress("predicting", sums.tokens, text.predicted)
+    compared = None if against is None else sums.against(against.name)
+    return Measured(sums.tokens, sums.loss / sums.tokens, compared)
 
 
 def _checked_window(session: Session, window: int | None) -> int:

@@ -118,7 +118,7 @@ def test_what_is_not_a_number_is_no_result(toy: Path) -> None:
 
 
 def test_other_vocabularies_cannot_be_compared(toy: Path) -> None:
-    with pytest.raises(SessionError, match="predicts 300 tokens, fixed 7"):
+    with pytest.raises(SessionError, match="package package predicts 300 tokens, fixed 7"):
         other = FixedModel(np.zeros(7, np.float32))
         evaluate(Session.open(toy), TokenText((), some_ids(5)), against=other)
 
