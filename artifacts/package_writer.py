@@ -85,6 +85,10 @@ class PackageWriter:
                 self._files[blob.path] = entry
         return blob
 
+    def path_of(self, blob: Blob) -> Path:
+        """Where its bytes are to be read until the package is finished."""
+        return self._at(blob.path)
+
     def add_bytes(self, path: str, data: Piece) -> None:
         self._check_new(path)
         self._files[path] = self._write(path, (data,))

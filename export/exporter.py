@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from edgewright.export.providers import Provider
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup, plan_of
 from edgewright.export.state_order import prove_state_order
+from edgewright.export.stored import Stored
 from edgewright.export.tokenizer import write_tokenizer
 from edgewright.export.trace import trace
 from edgewright.export.weights import (
@@ -49,17 +50,6 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 Warn = Callable[[str], None]
 
 _VERSIONED = ("edgewright", "torch", "onnx", "onnxscript", "onnx-ir")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The graph as it is kept: its large weights are blobs, so much of them in so many bits."""
-
-    graph: Graph
-    weights: WrittenWeights
-    bits_per_weight: float
-    dtypes: tuple[str, ...]
-    options: Mapping[str, Option]  # how it came to be, for the package's provenance
 
 
 def export_checkpoint(
@@ -108,21 +98,22 @@ def export_checkpoint(
         libraries = [compiling.submit(build, target) for target in options.targets]
         tell("tracing", 0, 1)
         graph = traced_graph(model)
-        quantized = None
+        stored, asked, quantized = _as_it_is(model, graph), options.as_provenance(), None
         if options.quantize is not None:
             from edgewright.export.quantize.quantize import quantize_model
 
             plan = plan_of(graph.model.graph, model)
             quantized = quantize_model(model, plan, options.quantize, tell, caution)
-            stored = _pack(model, graph, plan, quantized, writer, tell, caution)
-        else:
-            stored = _keep(model, graph, writer, tell, caution)
+            stored = _pack(model, graph, plan, quantized, writer)
+            asked |= {"chosen_method": quantized.method, "text_tokens": quantized.tokens}
+        kept = _write_weights(model, graph, writer, tell, caution)
+        stored = replace(stored, kept=kept.blobs)
         finish_graph(graph)
         tokenizer = write_tokenizer(model.checkpoint, writer, caution)
         tell("compiling kernels", 0, 1)
         paths = _write_libraries(libraries, writer)
         variants = tuple(
-            _write_variant(stored, provider, paths, model, writer) for provider in options.providers
+            _write_variant(stored, provider, paths, writer) for provider in options.providers
         )
         package = writer.finish(
             Manifest(
@@ -130,7 +121,7 @@ def export_checkpoint(
                 generation=generation,
                 tokenizer=tokenizer,
                 variants=variants,
-                provenance=_provenance(model, {**options.as_provenance(), **stored.options}),
+                provenance=_provenance(model, asked),
             )
         )
         if quantized is not None:
@@ -157,38 +148,40 @@ def finish_graph(graph: Graph) -> None:
     prove_state_order(graph)
 
 
-def _keep(
-    model: LazyModel, graph: Graph, writer: PackageWriter, tell: Progress, warn: Warn
-) -> Stored:
-    weights = _write_weights(model, graph, writer, tell, warn)
-    bits = 8 * model.stored_bytes / model.parameter_count
-    return Stored(graph, weights, bits, model.weight_dtypes, {})
-
-
 def _pack(
     model: LazyModel,
     graph: Graph,
     plan: Sequence[WeightGroup],
     quantized: Quantized,
     writer: PackageWriter,
-    tell: Progress,
-    warn: Warn,
 ) -> Stored:
     """Quantised weights in the place of the checkpoint's; what is not in the plan stays."""
     groups = quantized.groups
-    packed = {key: writer.add_blob(group.pieces()) for key, group in groups.items()}
-    blobs = pack_graph(graph.model, plan, packed)
-    kept = _write_weights(model, graph, writer, tell, warn)
+    blobs = {key: writer.add_blob(group.pieces()) for key, group in groups.items()}
+    packed = pack_graph(graph.model, plan, blobs)
     planned = {name for group in plan for name in group.names}
-    rest = sum(t.nbytes for name, t in model.parameters.items() if name not in planned)
     widths = sorted({bits for group in groups.values() for bits in group.widths})
     others = {model.weights[name].dtype for name in model.matrices() if name not in planned}
     return Stored(
-        graph,
-        WrittenWeights({**blobs, **kept.blobs}),
-        8 * (rest + sum(blob.size for blob in blobs.values())) / model.parameter_count,
-        (*(f"int{bits}" for bits in widths), *sorted(others)),
-        {"chosen_method": quantized.method, "text_tokens": quantized.tokens},
+        graph=graph,
+        parameters=model.parameter_count,
+        packed=packed,
+        packed_dtypes=tuple(f"int{bits}" for bits in widths),
+        kept={},
+        kept_bytes=sum(t.nbytes for name, t in model.parameters.items() if name not in planned),
+        kept_dtypes=tuple(sorted(others)),
+    )
+
+
+def _as_it_is(model: LazyModel, graph: Graph) -> Stored:
+    return Stored(
+        graph=graph,
+        parameters=model.parameter_count,
+        packed={},
+        packed_dtypes=(),
+        kept={},
+        kept_bytes=model.stored_bytes,
+        kept_dtypes=model.weight_dtypes,
     )
 
 
@@ -218,12 +211,10 @@ def _write_libraries(
 
 
 def _write_variant(
-    stored: Stored,
-    provider: Provider,
-    libraries: Mapping[str, str],
-    model: LazyModel,
-    writer: PackageWriter,
+    stored: Stored, provider: Provider, libraries: Mapping[str, str], writer: PackageWriter
 ) -> Variant:
+    if provider.lower is not None:
+        stored = provider.lower(stored, writer)
     graph = stored.graph
     provider.refuse_foreign_nodes(graph.model)
     graph.model.ir_version = provider.ir_version
@@ -237,7 +228,7 @@ def _write_variant(
         ir_version=provider.ir_version,
         onnxruntime_min=provider.onnxruntime_min,
         libraries=libraries if provider.native_ops else {},
-        weights=stored.weights.paths,
+        weights=stored.paths,
         states=graph.layout,
         bits_per_weight=stored.bits_per_weight,
         weight_dtypes=stored.dtypes,

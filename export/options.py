@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -12,7 +12,7 @@ from edgewright.export.providers import Provider, find_provider
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.model.config import CacheDtype
 
-Settings = Mapping[str, str | int | float | bool | tuple[str, ...] | None]
+Settings = dict[str, str | int | float | bool | tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime,
 Kernels = Literal["native", "portable"]
 
 # The order in which a variant is chosen when the caller names none.
-_EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_EXECUTION_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cpu-portable": "CPUExecutionProvider",
+}
 _TOKEN_INPUTS = ("input_ids", "start", "length", "logit_index")
 _CONFIG = {
     # Repacked weights would be private copies of what is mapped.

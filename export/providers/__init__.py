@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgewright.artifacts import PackageWriter
 from edgewright.artifacts.errors import ExportError
+from edgewright.export.stored import Stored
 
 
 @dataclass(frozen=True)
 class Provider:
-    """`domains` maps each op domain to the op types it takes, or None for all of them."""
+    """`domains` maps each op domain to the op types it takes, or None for all of them. `lower` makes
+    what it takes of the graph and weights with our own ops; without it they are taken as they are.
+    """
 
     name: str
     opset: int
@@ -21,6 +26,7 @@ class Provider:
     onnxruntime_min: str
     domains: dict[str, frozenset[str] | None]
     native_ops: bool
+    lower: Callable[[Stored, PackageWriter], Stored] | None = None
 
     def refuse_foreign_nodes(self, model: ir.Model) -> None:
         """Placement is strict: a node the provider does not take is an error that names it."""
@@ -39,7 +45,7 @@ class Provider:
 
 
 def known_providers() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def find_provider(name: str) -> Provider:
@@ -47,6 +53,6 @@ def find_provider(name: str) -> Provider:
         raise ExportError(
             f"provider {name!r} is not known; known are: {', '.join(known_providers())}"
         )
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     provider: Provider = module.PROVIDER
     return provider

@@ -1,0 +1,14 @@
+"""The CPU with ONNX Runtime alone: no op of ours and no library, packed products as MatMulNBits."""
+
+from edgewright.export.portable import MICROSOFT, make_portable
+from edgewright.export.providers import Provider
+
+PROVIDER = Provider(
+    name="cpu-portable",
+    opset=23,
+    ir_version=10,
+    onnxruntime_min="1.31",
+    domains={"": None, MICROSOFT: frozenset({"MatMulNBits"})},
+    native_ops=False,
+    lower=make_portable,
+)
