@@ -192,7 +192,8 @@ def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
     native = _ROOT / "native"
     baseline = next(isa for isa in target.isas if isa != _SCALAR)
     kernels = [_ROOT / spec.function / "kernel.cc" for spec in compiled_ops()]
-    units = [Unit(path, isa) for path in (*kernels, native / "matmul.cc") for isa in target.isas]
+    loops = [native / "matmul.cc", native / "packed_matmul.cc"]
+    units = [Unit(path, isa) for path in (*kernels, *loops) for isa in target.isas]
     units += [Unit(native / name, baseline) for name in ("scratch.cc", "memory.cc")]
     units.append(Unit(native / "registry.cc", baseline, (f"-I{work}",)))
     return compile_units(target, units, work, zig_cache)

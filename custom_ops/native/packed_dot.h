@@ -1,0 +1,184 @@
+// Few rows of x times the strips of a packed weight, at the speed of memory: the codes are one
+// stream from end to end, multiplied as integers; scales come in once a block.
+#pragma once
+#include "native/packed_products.h"
+
+namespace edge {
+namespace EDGE_ISA {
+
+// The most rows of x that one pass over a strip serves.
+#if defined(EDGE_SCALAR)
+constexpr size_t kPackedDotRows = 1;
+#elif defined(__AVX512F__)
+constexpr size_t kPackedDotRows = 7;
+#elif defined(__AVX2__) || defined(__aarch64__)
+constexpr size_t kPackedDotRows = 4;
+#else
+constexpr size_t kPackedDotRows = 2;
+#endif
+
+namespace detail {
+
+constexpr size_t kStripSums = 256;       // of outliers, kept in the first cache: [kM][blocks][16]
+
+// Blocks whose outliers are added up before the codes are taken; whole chunks of 64 columns.
+template <size_t kM>
+constexpr size_t kPieceBlocks = kStripSums / kStripRows / kM / 2 * 2;
+
+// A strip's outliers, which come sorted by chunk.
+struct OutlierReader {
+  const uint8_t* counts;
+  const uint8_t* entries;
+  int log_block;
+
+  // sums[m][block][row] += value * x for the entries of the next `chunks` chunks; x begins with the
+  // first one's columns.
+  //
+  // Which chunk each entry belongs to is written down first: a loop of each chunk's own length
+  // would be mispredicted at every end.
+  template <size_t kM>
+  void add(size_t chunks, const int8_t* x, size_t x_stride, int32_t* sums) {
+    constexpr size_t kMost = 256, kStep = 16;  // a chunk has up to 255
+    uint8_t chunk_of[2 * kMost + kStep];
+    size_t found = 0;
+    for (size_t chunk = 0; chunk < chunks; chunk++) {
+      using Copies = uint8_t __attribute__((vector_size(kStep)));
+      const Copies copies = Copies{} + uint8_t(chunk);
+      const size_t count = counts[chunk];
+      for (size_t i = 0; i < count; i += kStep) write(chunk_of + found + i, copies);
+      found += count;
+      if (found >= kMost || chunk + 1 == chunks) {
+        add_entries<kM>(found, chunk_of, x, x_stride, sums);
+        found = 0;
+      }
+    }
+    counts += chunks;
+  }
+
+ private:
+  template <size_t kM>
+  void add_entries(size_t found, const uint8_t* chunk_of, const int8_t* x, size_t x_stride,
+                   int32_t* sums) {
+    for (size_t i = 0; i < found; i++) {
+      const size_t entry = read<uint16_t>(entries + i * 2);
+      const size_t column = chunk_of[i] * kChunkColumns + (entry >> 4 & (kChunkColumns - 1));
+      const size_t at = (column >> log_block) * kStripRows + entry % kStripRows;
+      const int32_t value = int32_t(entry >> 10) - 32;
+#pragma unroll
+      for (size_t m = 0; m < kM; m++) {
+        sums[m * kPieceBlocks<kM> * kStripRows + at] += value * x[m * x_stride + column];
+      }
+    }
+    entries += found * 2;
+  }
+};
+
+// What is taken from the sums of codes for each unit of the sum of x: the zero point, less what
+// add_products took already.
+template <int kBits>
+static inline I32 zero_points(const PackedStrip& strip, size_t at) {
+  if (strip.zeros == nullptr) return I32{} + ((1 << (kBits - 1)) - kCodeCentre<kBits>);
+  using Codes = uint8_t __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(read<Codes>(strip.zeros + at), I32) - kCodeCentre<kBits>;
+}
+
+static inline F32 block_scale(int scale_kind, const uint8_t* scales, size_t at) {
+  if (scale_kind == kScaleCodes) {
+    using Codes = uint8_t __attribute__((vector_size(kLanes)));
+    return __builtin_convertvector(__builtin_convertvector(read<Codes>(scales + at), I32), F32);
+  }
+  const U16 raw = read<U16>(scales + at * 2);
+  return scale_kind == kScaleHalf ? from_half(raw) : from_bfloat(raw);
+}
+
+static inline void prefetch_bytes(const uint8_t* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += kPackedLine) prefetch(from + i);
+}
+
+// to[m][16] = rows m0 .. m0 + kM - 1 of x times a strip's rows.
+template <int kBits, size_t kM>
+static void dot_strip(const Packed& packed, const PackedSegment& segment, const PackedStrip& strip,
+                      const PackedX& x, size_t m0, float (*to)[kStripRows]) {
+  constexpr size_t kPiece = kPieceBlocks<kM>;
+  const bool outliers = strip.outlier_count > 0;
+  const int shift = outliers ? segment.shift : 0;
+  const int log_block = packed.block == 128 ? 7 : packed.block == 64 ? 6 : 5;
+  OutlierReader reader = {strip.counts, reinterpret_cast<const uint8_t*>(strip.outliers), log_block};
+  // The next strip's, which lie behind this one's.
+  prefetch_bytes(strip.row_scales + segment.meta_bytes, segment.meta_bytes);
+  prefetch_bytes(reader.entries + strip.outlier_count * 2, strip.outlier_count * 2);
+
+  const uint8_t* codes = strip.codes;
+  const int8_t* q = x.row(m0);
+  const float* scales = x.scales + m0 * x.blocks;
+  const int32_t* x_sums = x.sums + m0 * x.blocks;
+  F32 totals[kPartsOfLine][kM] = {};
+  for (size_t first = 0; first < packed.blocks; first += kPiece) {
+    const size_t blocks = packed.blocks - first < kPiece ? packed.blocks - first : kPiece;
+    int32_t extra[kM * kPiece * kStripRows];
+    if (outliers) {
+      for (size_t i = 0; i < kM * kPiece * kStripRows; i += kStripRows) {
+        for (size_t r = 0; r < kStripRows; r += kLanes) write(extra + i + r, I32{});
+      }
+      const size_t column = first * packed.block, chunk = column / kChunkColumns;
+      const size_t end = first + blocks < packed.blocks
+                             ? (first + blocks) * packed.block / kChunkColumns
+                             : packed.chunks;
+      reader.add<kM>(end - chunk, q + column, x.stride, extra);
+    }
+    for (size_t b = first; b < first + blocks; b++) {
+      const size_t columns = packed.block_columns(b);
+      const size_t bytes = columns / kPackedStep * kBits * kPackedLine;
+      I32 sums[kPartsOfLine][kM];
+      code_products<kBits, kM>(codes, columns / kPackedStep, q + b * packed.block, x.stride, sums);
+      codes += bytes;
+      for (size_t part = 0; part < kPartsOfLine; part++) {
+        const size_t at = b * kStripRows + part * kLanes;
+        const I32 zero = zero_points<kBits>(strip, at);
+        const F32 scale = block_scale(segment.scale_kind, strip.block_scales, at);
+#pragma unroll
+        for (size_t m = 0; m < kM; m++) {
+          I32 sum = sums[part][m] - zero * x_sums[m * x.blocks + b];
+          if (outliers) {
+            const int32_t* more =
+                extra + (m * kPiece + b - first) * kStripRows + part * kLanes;
+            sum = (sum << shift) + read<I32>(more);
+          }
+          const F32 factor = scale * splat(scales[m * x.blocks + b]);
+          totals[part][m] = multiply_add(__builtin_convertvector(sum, F32), factor,
+                                         totals[part][m]);
+        }
+      }
+    }
+  }
+  const float unit = 1.0f / float(1 << shift);
+  for (size_t part = 0; part < kPartsOfLine; part++) {
+    F32 scale = splat(unit);
+    if (segment.scale_kind == kScaleCodes) {
+      scale = scale * from_bfloat(read<U16>(strip.row_scales + part * kLanes * 2));
+    }
+    for (size_t m = 0; m < kM; m++) store(to[m] + part * kLanes, totals[part][m] * scale);
+  }
+}
+
+using DotStrip = void (*)(const Packed&, const PackedSegment&, const PackedStrip&, const PackedX&,
+                          size_t, float (*)[kStripRows]);
+
+template <int kBits, size_t... kI>
+static inline DotStrip dot_strip_of(size_t rows, Lanes<size_t, kI...>) {
+  static constexpr DotStrip kStrips[] = {dot_strip<kBits, kI + 1>...};
+  return kStrips[rows - 1];
+}
+
+// For `rows` <= kPackedDotRows.
+static inline DotStrip dot_strip_for(int bits, size_t rows) {
+  DotStrip found = nullptr;
+  with_bits(bits, [&]<int kBits>() {
+    found = dot_strip_of<kBits>(rows, __make_integer_seq<Lanes, size_t, kPackedDotRows>{});
+  });
+  return found;
+}
+
+}  // namespace detail
+}  // namespace EDGE_ISA
+}  // namespace edge
