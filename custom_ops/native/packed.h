@@ -27,6 +27,7 @@ struct PackedSegment {
   bool zeros;
   int scale_kind;
   int shift;
+  bool half;  // every code stands for half a step more
   size_t codes_at, codes_bytes, meta_at, meta_bytes;
 };
 
@@ -186,7 +187,8 @@ struct Packed {
     constexpr uint8_t kMostShift[9] = {0, 0, 3, 3, 3, 2, 1, 0, 0};
     const uint8_t bits = entry[4];
     return bits >= 2 && bits <= 8 && bits != 7 && entry[5] <= 1 && entry[6] <= kScaleBfloat &&
-           entry[7] <= kMostShift[bits] && read<uint64_t>(entry + 8) == 0;
+           entry[7] <= kMostShift[bits] && entry[8] <= (entry[7] ? 1 : 0) &&
+           read<uint64_t>(entry + 8) == entry[8];
   }
 
   size_t column_scale_bytes() const { return has_column_scales ? up(columns * 2, kPackedLine) : 0; }
@@ -206,6 +208,7 @@ struct Packed {
     s.zeros = entry[5];
     s.scale_kind = entry[6];
     s.shift = entry[7];
+    s.half = entry[8];
     s.codes_bytes = padded / kPackedStep * kPackedLine * size_t(s.bits);
     s.meta_bytes = kRowScaleBytes + scale_bytes(s) + (s.zeros ? blocks * kStripRows : 0);
     if (has_outliers) s.meta_bytes = up(s.meta_bytes, 4) + 4 + chunks;
