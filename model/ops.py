@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, cast
 
 from torch import Tensor
 
 from edgewright.custom_ops import torch_ops
 
 
+class Watcher(Protocol):
+    """Is shown what each weight is about to be multiplied with."""
+
+    def product(self, x: Tensor, weight: Tensor) -> None: ...
+
+    def experts(
+        self, tensors: tuple[Tensor, ...], activation: str, alpha: float, limit: float
+    ) -> None: ...
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """The decoder's products are shown to `watcher` for as long as this lasts."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
 def block_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    if watcher := _watcher.get():
+        watcher.product(x, weight)
     return cast(Tensor, torch_ops.block_matmul(x, weight))
 
 
@@ -25,6 +53,8 @@ def cached_attention(
 
 def routed_experts(*tensors: Tensor, activation: str, alpha: float, limit: float) -> Tensor:
     """x, the chosen experts and their weights, then gate, up and down and the bias of each."""
+    if watcher := _watcher.get():
+        watcher.experts(tensors, activation, alpha, limit)
     found = torch_ops.routed_experts(*tensors, activation=activation, alpha=alpha, limit=limit)
     return cast(Tensor, found)
 
@@ -33,6 +63,8 @@ def latent_attention(
     *tensors: Tensor, num_heads: int, scale: float, window: int
 ) -> tuple[Tensor, Tensor]:
     """query, latent, key_rope, up, cache, table, start and length → output and cache."""
+    if watcher := _watcher.get():
+        watcher.product(tensors[1], tensors[3])
     found = torch_ops.latent_attention(*tensors, num_heads=num_heads, scale=scale, window=window)
     return cast(tuple[Tensor, Tensor], found)
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edgewright.artifacts.errors import CheckpointError, ConversionError
+from edgewright.artifacts.errors import ConversionError
 from edgewright.artifacts.json_text import Json
 from edgewright.artifacts.siblings import Sibling, sweep
 from edgewright.model.architectures.latent_hybrid import LATENT_ATTENTION
@@ -26,6 +26,7 @@ from edgewright.model.loading import LazyModel, open_model
 from edgewright.model.mixers.attention import Attention, AttentionSpec
 from edgewright.model.mixers.latent_attention import LatentAttention
 from edgewright.model.published_names import published_name
+from edgewright.model.token_rows import check_ids, checkpoint_tokenizer
 from edgewright.model.training.corpus import Corpus
 
 _PUBLISHED_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "relu_squared": "relu2"}
@@ -68,7 +69,7 @@ def convert_to_latent(
     model = open_model(checkpoint)
     specs = _convertible(model.config)
     rope_dim = _rope_dim(specs[0], conversion)
-    tokenizer = _tokenizer(model)
+    tokenizer = checkpoint_tokenizer(model.checkpoint, "a conversion is measured on text")
     calibration, evaluation = _texts(tokenizer, corpus, conversion, model.config)
     sweep(out)
     sibling = Sibling(out)
@@ -154,18 +155,6 @@ def _rope_dim(spec: AttentionSpec, conversion: Conversion) -> int:
     return found
 
 
-def _tokenizer(model: LazyModel) -> Tokenizer:
-    for path in model.checkpoint.tokenizer_files:
-        if path.name == "tokenizer.json":
-            try:
-                return Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises its own bare Exception
-                raise CheckpointError(f"{path} is not a tokenizer: {error}") from None
-    raise CheckpointError(
-        f"{model.checkpoint.path} has no tokenizer.json: a conversion is measured on text"
-    )
-
-
 def _texts(
     tokenizer: Tokenizer, corpus: Corpus, conversion: Conversion, config: ModelConfig
 ) -> tuple[Tensor, Tensor]:
@@ -173,11 +162,8 @@ def _texts(
     row = min(conversion.row_tokens, config.max_context)
     calibration = _rows(tokenizer, corpus.train, row, conversion.calibration_tokens)
     evaluation = _rows(tokenizer, corpus.held_out, row + 1, conversion.evaluation_tokens)
-    highest = max(int(calibration.max()), int(evaluation.max()))
-    if highest >= config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer gives token {highest}, the model has {config.vocab_size}"
-        )
+    for rows in (calibration, evaluation):
+        check_ids(rows, config.vocab_size)
     return calibration, evaluation
 
 
