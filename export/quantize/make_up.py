@@ -130,10 +130,9 @@ def _sampled(weight: Tensor, importance: Tensor, recipe: Recipe) -> tuple[float,
     return min(found, key=lambda pair: pair[0])
 
 
-def assembled(
-    recipe: Recipe, parts: list[tuple[Grid, Tensor, Tensor | None]]
-) -> QuantizedRows:
+def assembled(recipe: Recipe, parts: list[tuple[Grid, Tensor, Tensor | None]]) -> QuantizedRows:
     """Bands of grids, codes (uint8) and corrections (int8), one below the other."""
+
     def joined(tensors: list[Tensor | None], dtype: torch.dtype) -> np.ndarray | None:
         given = [tensor.to(dtype) for tensor in tensors if tensor is not None]
         return torch.cat(given).numpy() if given else None

@@ -62,7 +62,9 @@ def blocks_of(values: Tensor, block: int) -> Tensor:
     return padded.reshape(*values.shape[:-1], count, block)
 
 
-def fit(weight: Tensor, importance: Tensor, recipe: Recipe, taken_out: Tensor | None = None) -> Grid:
+def fit(
+    weight: Tensor, importance: Tensor, recipe: Recipe, taken_out: Tensor | None = None
+) -> Grid:
     """`importance` [K] weighs the squared errors; weights `taken_out` (bool [N, K]) do not count."""
     weighing = blocks_of(importance, recipe.block)
     if taken_out is not None:
@@ -82,6 +84,16 @@ def fit(weight: Tensor, importance: Tensor, recipe: Recipe, taken_out: Tensor | 
     stored = _stored(step, recipe.scale_kind)
     grid = Grid(*stored, zeros, centre if recipe.zeros else centre[:1, :1])
     return _quantised(grid, unit, peak, weighing, recipe) if recipe.scale_kind == 0 else grid
+
+
+def whole_range(weight: Tensor, recipe: Recipe) -> Grid:
+    """Each block's codes from its smallest weight, or 0, to its largest, with a zero point."""
+    blocks = blocks_of(weight, recipe.block)
+    low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
+    scale, row, codes = _stored((high - low) / recipe.most_code, recipe.scale_kind)
+    inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+    zero = (-low * inverse).round().clamp(0, recipe.most_code)
+    return Grid(scale, row, codes, zero.to(torch.uint8), zero)
 
 
 def _centres(unit: Tensor, recipe: Recipe) -> Iterator[Tensor]:
@@ -168,9 +180,7 @@ def scale_codes_of(step: Tensor, row: Tensor) -> Tensor:
     return codes.masked_fill((step == step.amax(-1, keepdim=True)) & (step > 0), _MOST_SCALE_CODE)
 
 
-def _quantised(
-    grid: Grid, unit: Tensor, peak: Tensor, weighing: Tensor, recipe: Recipe
-) -> Grid:
+def _quantised(grid: Grid, unit: Tensor, peak: Tensor, weighing: Tensor, recipe: Recipe) -> Grid:
     """Each block's scale code once more, by the error of its codes on the scale as stored; and a
     finer row scale, which clips the largest, where small blocks gain more by it."""
     row, codes = grid.row_scale, grid.scale_codes
@@ -186,7 +196,9 @@ def _quantised(
         counted = weighing[rows] if weighing.ndim == 3 else weighing
         return back.square_().mul_(counted).sum(-1) * peak[rows].squeeze(-1).square()
 
-    def settle(row: Tensor, codes: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+    def settle(
+        row: Tensor, codes: Tensor, rows: Tensor | slice = slice(None)
+    ) -> tuple[Tensor, ...]:
         least = error(row[:, None] * codes, rows)
         for offset in (-1, 1):
             fixed = codes == _MOST_SCALE_CODE
