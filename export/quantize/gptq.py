@@ -3,7 +3,6 @@ what one gets wrong is made good in those that follow (Frantar et al., 2022)."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from edgewright.custom_ops.packed_weights import QuantizedRows
@@ -26,8 +25,8 @@ _ROUNDS = 2
 def quantise_rows(
     weight: Tensor, recipe: Recipe, hessian: Tensor, *, refine: bool = True
 ) -> QuantizedRows:
-    """`hessian` [K, K]: the sum or mean of x xᵀ over the inputs x, undamped. To refine is to fit the
-    scales to the codes and the codes to the scales again, by the whole hessian."""
+    """`hessian` [K, K]: the sum or mean of x xᵀ over the inputs x, undamped. To refine is to fit
+    the scales to the codes and the codes to the scales again, by the whole hessian."""
     recipe = settle(weight, recipe, hessian)
     found = factored(hessian, recipe.damping)
     importance = found.importance()
@@ -45,8 +44,8 @@ def quantise_rows(
 
 
 def plain(weight: Tensor, bits: int, hessian: Tensor, block: int = 128) -> QuantizedRows:
-    """What is usually called GPTQ, to compare with: a float16 scale and a zero point for every block,
-    from its smallest to its largest weight; no outliers, nothing after."""
+    """What is usually called GPTQ, to compare with: a float16 scale and a zero point for every
+    block, from its smallest to its largest weight; no outliers, nothing after."""
     recipe = Recipe(bits, block, outliers=0, zeros=True, half=False, scale_kind=1, shift=0)
     weight = checked(weight, hessian)
     found = factored(hessian, recipe.damping)

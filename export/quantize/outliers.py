@@ -1,4 +1,4 @@
-"""The weights that codes serve worst: which they are, what they become, and how many may be listed."""
+"""The weights that codes serve worst: which they are, what they become, how many may be listed."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def values_of(
 
 
 def gains(weight: Tensor, importance: Tensor, grid: Grid, recipe: Recipe) -> Tensor:
-    """By how much each weight's squared error falls if it becomes an outlier, times `importance`."""
+    """By how much each weight's squared error falls as an outlier, times `importance`."""
     scale, centre = grid.by_column(weight.shape[1], recipe.block)
     codes, fine = round_weights(weight, scale, centre, recipe, torch.tensor(1.0))
-    # Errors in the float64 of their squares' range are not needed: a row's largest weight is 1.
+    # By the row's largest weight, so that no square overflows on its way.
     peak = weight.abs().amax(1, keepdim=True).clamp(min=2.0**-100)
     plain = (values_of(codes, None, scale, centre, recipe) - weight) / peak
     corrected = (values_of(codes, fine, scale, centre, recipe) - weight) / peak
@@ -53,7 +53,7 @@ def gains(weight: Tensor, importance: Tensor, grid: Grid, recipe: Recipe) -> Ten
 
 def worst(gain: Tensor, fraction: float) -> Tensor:
     """bool [N, K]: the `fraction` of the weights that gain most, as far as they can be listed."""
-    count = min(int(round(fraction * gain.numel())), gain.numel())
+    count = min(round(fraction * gain.numel()), gain.numel())
     chosen = torch.zeros(gain.numel(), dtype=torch.bool)
     if count == 0:
         return chosen.view_as(gain)

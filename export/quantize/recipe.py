@@ -1,4 +1,4 @@
-"""How the weights of one matrix become codes: what a caller asks for, and what a segment then has."""
+"""How a matrix's weights become codes: what a caller asks for, and what a segment then has."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Recipe:
             raise ExportError(f"outliers are a fraction from 0 to 0.25, not {self.outliers}")
         if self.shift is not None and not 0 <= self.shift <= MOST_SHIFT[self.bits]:
             raise ExportError(
-                f"the shift at {self.bits} bits is at most {MOST_SHIFT[self.bits]}, not {self.shift}"
+                f"the shift at {self.bits} bits is at most {MOST_SHIFT[self.bits]},"
+                f" not {self.shift}"
             )
         if self.half and (self.bits == 8 or self.shift == 0):
             raise ExportError("a centre between two codes needs a shift of 1 or more")

@@ -1,5 +1,5 @@
-"""Rows of weights and what each column counts go in; for every block its scale, as it is stored, and
-its zero point come out: those whose codes are the least wrong."""
+"""Rows of weights and what each column counts go in; for every block its scale, as it is stored,
+and its zero point come out: those whose codes are the least wrong."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def blocks_of(values: Tensor, block: int) -> Tensor:
 def fit(
     weight: Tensor, importance: Tensor, recipe: Recipe, taken_out: Tensor | None = None
 ) -> Grid:
-    """`importance` [K] weighs the squared errors; weights `taken_out` (bool [N, K]) do not count."""
+    """`importance` [K] weighs the squared errors; what is `taken_out` (bool [N, K]) has none."""
     weighing = blocks_of(importance, recipe.block)
     if taken_out is not None:
         weight = weight.masked_fill(taken_out, 0)
@@ -196,9 +196,9 @@ def _quantised(grid: Grid, unit: Tensor, peak: Tensor, weighing: Tensor, recipe:
         counted = weighing[rows] if weighing.ndim == 3 else weighing
         return back.square_().mul_(counted).sum(-1) * peak[rows].squeeze(-1).square()
 
-    def settle(
+    def settled(
         row: Tensor, codes: Tensor, rows: Tensor | slice = slice(None)
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor]:
         least = error(row[:, None] * codes, rows)
         for offset in (-1, 1):
             fixed = codes == _MOST_SCALE_CODE
@@ -209,12 +209,12 @@ def _quantised(grid: Grid, unit: Tensor, peak: Tensor, weighing: Tensor, recipe:
         return codes, least.double().sum(-1)
 
     wanted = step.clone()
-    codes, least = settle(row, codes)
+    codes, least = settled(row, codes)
     live = torch.where(codes > 0, codes, torch.full_like(codes, _MOST_SCALE_CODE))
     coarse = (live.amin(-1) < _FEW_CODES).nonzero().squeeze(-1)
     for finer in (0.5, 0.25, 0.125) if coarse.numel() else ():
         other = (row[coarse] * finer).contiguous()
-        found, total = settle(other, scale_codes_of(wanted[coarse], other), coarse)
+        found, total = settled(other, scale_codes_of(wanted[coarse], other), coarse)
         better = total < least[coarse]
         at = coarse[better]
         row[at], codes[at], least[at] = other[better], found[better], total[better]
