@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 
 import onnx_ir as ir
 
-from edgewright.custom_ops import DOMAIN, OPS
+from edgewright.custom_ops import DOMAIN, OPS, VERSION
 
 
-def function_for(name: str) -> ir.Function:
+def function_for(name: str, overload: str = "") -> ir.Function:
     """A fresh copy each time: a model owns the functions in it."""
-    module = import_module(f"edgewright.custom_ops.{OPS[name].function}.body")
-    return ir.serde.deserialize_function(getattr(module, name).to_function_proto())
+    if name in OPS:
+        folder = f"edgewright.custom_ops.{OPS[name].function}"
+        module = import_module(f"{folder}.{overload}_body" if overload else f"{folder}.body")
+    else:  # what bodies share
+        module = import_module("edgewright.custom_ops.shared_bodies")
+    function = ir.serde.deserialize_function(getattr(module, name).to_function_proto())
+    function.overload = overload
+    if _called(function.all_nodes()):
+        function.opset_imports[DOMAIN] = VERSION
+    return function
 
 
 def attach_functions(model: ir.Model) -> bool:
     """Give each of our ops in `model` its body, so that it runs without the library."""
-    used = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
-    missing = [name for name in sorted(used) if (DOMAIN, name, "") not in model.functions]
-    for name in missing:
-        function = function_for(name)
-        model.functions[function.identifier()] = function
-        model.opset_imports.setdefault(DOMAIN, 1)
-    return bool(missing)
+    missing = _called(model.graph.all_nodes()) - model.functions.keys()
+    changed = bool(missing)
+    while missing:
+        _, name, overload = identifier = min(missing)
+        function = function_for(name, overload)
+        model.functions[identifier] = function
+        model.opset_imports.setdefault(DOMAIN, VERSION)
+        missing |= _called(function.all_nodes()) - model.functions.keys()
+        missing.discard(identifier)
+    return changed
+
+
+def _called(nodes: Iterable[ir.Node]) -> set[tuple[str, str, str]]:
+    return {node.op_identifier() for node in nodes if node.domain == DOMAIN}

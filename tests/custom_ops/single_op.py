@@ -12,13 +12,19 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgewright.custom_ops import DOMAIN, OPS
+from edgewright.custom_ops import DOMAIN, OPS, OpSpec
 from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.onnx_functions import attach_functions
 from lab.arm64_worker import run
 from tests.custom_ops import emulated
 
 Array = np.ndarray
+
+
+def overload_of(spec: OpSpec, dtypes: Mapping[str, ir.DataType | None]) -> str:
+    """A weight that may be of floats has another body when it is packed."""
+    weights = [t.name for t in spec.inputs if t.type == "W"]
+    return "packed" if any(dtypes[name] == ir.DataType.UINT8 for name in weights) else ""
 
 
 @dataclass
@@ -52,6 +58,7 @@ class SingleOp:
             self.name,
             list(values.values()),
             attributes,
+            overload=overload_of(spec, {n: v.dtype for n, v in values.items()}),
             num_outputs=len(spec.outputs),
             version=1,
         )
