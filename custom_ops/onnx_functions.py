@@ -19,6 +19,8 @@ def function_for(name: str, overload: str = "") -> ir.Function:
         module = import_module("edgewright.custom_ops.shared_bodies")
     function = ir.serde.deserialize_function(getattr(module, name).to_function_proto())
     function.overload = overload
+    if name not in OPS:
+        _keep_literals(function)
     if _called(function.all_nodes()):
         function.opset_imports[DOMAIN] = VERSION
     return function
@@ -36,6 +38,19 @@ def attach_functions(model: ir.Model) -> bool:
         missing |= _called(function.all_nodes()) - model.functions.keys()
         missing.discard(identifier)
     return changed
+
+
+def _keep_literals(function: ir.Function) -> None:
+    """onnxscript casts each literal to the type of what it meets. The shared bodies write theirs in
+    that type, and ONNX Runtime would spend a function call on each cast."""
+    for node in list(function.all_nodes()):
+        if node.op_type != "CastLike" or node.inputs[0] is None:
+            continue
+        literal = node.inputs[0].producer()
+        if literal is not None and literal.op_type == "Constant":
+            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            assert node.graph is not None
+            node.graph.remove(node, safe=True)
 
 
 def _called(nodes: Iterable[ir.Node]) -> set[tuple[str, str, str]]:
