@@ -101,7 +101,8 @@ static void dot_strip(const Packed& packed, const PackedSegment& segment, const 
                       const PackedX& x, size_t m0, float (*to)[kStripRows]) {
   constexpr size_t kPiece = kPieceBlocks<kM>;
   const bool outliers = strip.outlier_count > 0;
-  const int shift = outliers ? segment.shift : 0;
+  const int shift = outliers || segment.half ? segment.shift : 0;
+  const int half = segment.half ? 1 << (shift - 1) : 0;  // of each x, after the shift
   const int log_block = packed.block == 128 ? 7 : packed.block == 64 ? 6 : 5;
   OutlierReader reader = {strip.counts, reinterpret_cast<const uint8_t*>(strip.outliers), log_block};
   // The next strip's, which lie behind this one's.
@@ -138,11 +139,10 @@ static void dot_strip(const Packed& packed, const PackedSegment& segment, const 
         const F32 scale = block_scale(segment.scale_kind, strip.block_scales, at);
 #pragma unroll
         for (size_t m = 0; m < kM; m++) {
-          I32 sum = sums[part][m] - zero * x_sums[m * x.blocks + b];
+          const int32_t x_sum = x_sums[m * x.blocks + b];
+          I32 sum = ((sums[part][m] - zero * x_sum) << shift) + half * x_sum;
           if (outliers) {
-            const int32_t* more =
-                extra + (m * kPiece + b - first) * kStripRows + part * kLanes;
-            sum = (sum << shift) + read<I32>(more);
+            sum += read<I32>(extra + (m * kPiece + b - first) * kStripRows + part * kLanes);
           }
           const F32 factor = scale * splat(scales[m * x.blocks + b]);
           totals[part][m] = multiply_add(__builtin_convertvector(sum, F32), factor,

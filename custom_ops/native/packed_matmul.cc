@@ -2,13 +2,14 @@
 #include "native/packed_matmul.h"
 
 #include "native/packed_dot.h"
+#include "native/packed_gemm.h"
 
 namespace edge {
 namespace EDGE_ISA {
 
 constexpr size_t kTasks = 16;  // enough that threads which start late still find work
 
-bool PackedMatMul::blocked() const { return false; }
+bool PackedMatMul::blocked() const { return m_size >= kPackedGemmFrom; }
 
 // Calls `use(segment, strip's index in it, first row of it that is wanted, how many rows)` for
 // `count` strips of this product from the `first` one on.
@@ -51,6 +52,7 @@ size_t PackedMatMul::strips() const {
 // Enough strips to be worth a thread's attention, few enough that all threads end together.
 size_t PackedMatMul::strips_per_task() const {
   constexpr size_t kBytes = size_t(256) << 10;
+  if (blocked()) return kPackedGemmRows / kStripRows;
   const PackedSegment s = packed->first_segment();
   const size_t bytes = s.codes_bytes + s.meta_bytes, all = strips();
   if (all * bytes < kBytes / 4) return all ? all : 1;
@@ -58,25 +60,55 @@ size_t PackedMatMul::strips_per_task() const {
   return (all / kTasks < most ? all / kTasks : most) + 1;
 }
 
-size_t PackedMatMul::tasks() const {
-  if (m_size == 0) return 0;
+// Narrow outputs are cut along the x rows too; each part unpacks the weights again.
+size_t PackedMatMul::row_tasks() const {
+  constexpr size_t kMinimum = 64;
+  const size_t columns = column_tasks();
+  if (!blocked() || columns == 0 || columns >= kTasks) return 1;
+  const size_t wanted = (kTasks + columns - 1) / columns, possible = m_size / kMinimum;
+  return possible < 1 ? 1 : wanted < possible ? wanted : possible;
+}
+
+size_t PackedMatMul::column_tasks() const {
   const size_t step = strips_per_task();
   return (strips() + step - 1) / step;
 }
 
 PackedMatMul::Part PackedMatMul::part(size_t task) const {
-  const size_t step = strips_per_task();
-  Part part = {0, m_size, 0, 0};
-  each_strip(task * step, step, [&](const PackedSegment&, size_t, size_t row, size_t rows) {
+  const size_t step = strips_per_task(), tasks = row_tasks();
+  const size_t m = m_size * (task % tasks) / tasks, end = m_size * (task % tasks + 1) / tasks;
+  Part part = {m, end - m, 0, 0};
+  const auto add = [&](const PackedSegment&, size_t, size_t row, size_t rows) {
     if (part.columns == 0) part.n = row - n_first;
     part.columns += rows;
-  });
+  };
+  each_strip(task / tasks * step, step, add);
   return part;
 }
 
 Status* PackedMatMul::run(size_t task) const {
+  if (blocked()) return run_blocked(part(task));
   const size_t step = strips_per_task();
-  each_strip(task * step, step, [&](const PackedSegment& s, size_t i, size_t row, size_t rows) {
+  run_strips(task * step, step);
+  return nullptr;
+}
+
+Status* PackedMatMul::run_whole() const {
+  if (blocked()) return run_blocked({0, m_size, 0, n_size});
+  run_strips(0, strips());
+  return nullptr;
+}
+
+Status* PackedMatMul::run_blocked(const Part& to) const {
+  Scratch scratch(kPackedGemmScratchBytes);
+  if (scratch.failed()) return Scratch::error();
+  packed_gemm(*packed, matrix, n_first + to.n, to.columns, *x, m_first + to.m, to.rows,
+              y + to.m * y_stride + to.n, y_stride, scratch.as<void>());
+  return nullptr;
+}
+
+void PackedMatMul::run_strips(size_t first, size_t count) const {
+  each_strip(first, count, [&](const PackedSegment& s, size_t i, size_t row, size_t rows) {
     const PackedStrip strip = packed->strip(matrix, s, i);
     const size_t skipped = row - (s.row + i * kStripRows);
     // Passes of about equal height.
@@ -91,7 +123,6 @@ Status* PackedMatMul::run(size_t task) const {
       }
     }
   });
-  return nullptr;
 }
 
 }  // namespace EDGE_ISA

@@ -17,7 +17,7 @@ struct PackedMatMul {
   size_t y_stride;
 
   bool blocked() const;
-  size_t tasks() const;
+  size_t tasks() const { return m_size == 0 ? 0 : column_tasks() * row_tasks(); }
 
   // The part of y that a task writes.
   struct Part {
@@ -27,9 +27,16 @@ struct PackedMatMul {
 
   Status* run(size_t task) const;
 
+  // All of it, on this thread.
+  Status* run_whole() const;
+
  private:
   size_t strips() const;
   size_t strips_per_task() const;
+  size_t column_tasks() const;
+  size_t row_tasks() const;
+  Status* run_blocked(const Part& to) const;
+  void run_strips(size_t first, size_t count) const;
   template <class Use>
   void each_strip(size_t first, size_t count, const Use& use) const;
 };
