@@ -58,6 +58,7 @@ def make_portable(stored: Stored, writer: PackageWriter) -> Stored:
     model = ir.serde.deserialize_model(ir.serde.serialize_model(stored.graph.model))
     lowered = _lower_products(model, stored.packed, writer)
     standard.RemoveUnusedNodesPass()(model)
+    standard.RemoveUnusedFunctionsPass()(model)
     standard.InlinePass()(model)
     standard.RemoveUnusedNodesPass()(model)
     standard.TopologicalSortPass()(model)

@@ -32,6 +32,18 @@ class PortableRows:
     def rows(self) -> int:
         return int(self.codes.shape[0])
 
+    def values(self) -> NDArray[np.float32]:
+        """[N, K]"""
+        blocks = self.scales.shape[1]
+        codes = _widened(self.codes.reshape(self.rows, -1), self.bits).astype(np.float32)
+        steps = codes.reshape(self.rows, blocks, self.block)
+        if self.zeros is None:
+            steps -= np.float32(1 << (self.bits - 1))
+        else:
+            steps -= _widened(self.zeros, self.bits)[:, :blocks, None].astype(np.float32)
+        steps *= self.scales[..., None]
+        return np.ascontiguousarray(steps.reshape(self.rows, -1)[:, : self.columns])
+
 
 @dataclass(frozen=True, eq=False)
 class _Whole:
@@ -127,6 +139,14 @@ def _narrowed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     found = np.zeros((padded.shape[0], padded.shape[1] // each), np.uint8)
     for i, part in _parts(padded, each):
         found |= part << np.uint8(i * bits)
+    return found
+
+
+def _widened(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The inverse, without knowing M: [N, bytes] → [N, bytes * 8 / bits]."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (values[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    found: NDArray[np.uint8] = codes.reshape(values.shape[0], -1)
     return found
 
 

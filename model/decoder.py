@@ -15,7 +15,7 @@ from edgewright.model.config import LayerSpec, ModelConfig
 from edgewright.model.feed_forward import build_feed_forward
 from edgewright.model.linear import Linear, scaled
 from edgewright.model.normalisation import Norm
-from edgewright.model.ops import block_matmul
+from edgewright.model.ops import block_gather, block_matmul
 from edgewright.model.rope import Rope
 
 
@@ -67,6 +67,8 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        if self.weight.dtype == torch.uint8:
+            return block_gather(input_ids, self.weight)
         return functional.embedding(input_ids, self.weight).float()
 
 

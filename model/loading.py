@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,6 +19,10 @@ from edgewright.model.feed_forward import MixtureOfExperts
 from edgewright.model.lazy import TORCH_DTYPES, constant
 from edgewright.model.linear import Linear
 from edgewright.model.weights import USUAL_NAMES, TensorSource, Weights, settle_head
+
+
+class Readable(Protocol):
+    def read(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,11 @@ class LazyModel:
                     if parameter.ndim > 1 and not name.endswith("bias"):
                         yield f"{owner}.{name}"
 
-    def materialise(self) -> Decoder:
-        """The same decoder with its weights in memory, ready to run."""
+    def materialise(self, replaced: Mapping[str, Readable] | None = None) -> Decoder:
+        """The same decoder with its weights in memory, ready to run; some by others that its ops
+        take in their place."""
         decoder = build_decoder(self.config)
-        for name, tensor in self.weights.items():
+        for name, tensor in {**self.weights, **(replaced or {})}.items():
             _assign(decoder, name, tensor.read())
         return decoder.eval()
 

@@ -41,6 +41,11 @@ def block_matmul(x: Tensor, weight: Tensor) -> Tensor:
     return cast(Tensor, torch_ops.block_matmul(x, weight))
 
 
+def block_gather(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of a packed weight, as float32."""
+    return cast(Tensor, torch_ops.block_gather(ids, weight))
+
+
 def cached_attention(
     *tensors: Tensor, num_heads: int, scale: float, window: int, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:

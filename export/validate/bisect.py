@@ -21,8 +21,8 @@ from edgewright.artifacts.states import StateLayout
 from edgewright.export.trace import capture_as_exported, first_names
 from edgewright.export.validate.metrics import scaled_error
 from edgewright.export.validate.report import Culprit, LayerCheck
-from edgewright.model.lazy import LazyTensor
-from edgewright.model.loading import LazyModel
+from edgewright.model.loading import LazyModel, Readable
+from edgewright.model.ops import block_gather
 from edgewright.runtime.engine import open_graph
 from edgewright.runtime.host import default_threads
 
@@ -47,10 +47,12 @@ def compare_values(
     chunks: Sequence[int],
     schedule: str,
     tolerance: float,
+    packed: Mapping[str, Readable],
 ) -> tuple[Culprit | None, tuple[LayerCheck, ...]]:
-    """Feed both graphs in these chunks and compare after each; stop at the call that differs."""
+    """Feed both graphs in these chunks and compare after each; stop at the call that differs.
+    `packed` are parameters in the package's own form rather than the checkpoint's."""
     graph = _Instrumented(package, variant)
-    twin = _TorchTwin(model)
+    twin = _TorchTwin(model, packed)
     checks: tuple[LayerCheck, ...] = ()
     start = 0
     states = {spec.name: spec for spec in variant.states}
@@ -108,7 +110,9 @@ def _op_name(node: ir.Node) -> str:
 
 
 def _is_matrix(value: ir.Value) -> bool:
-    return value.is_initializer() and value.shape is not None and len(value.shape) > 1
+    if not value.is_initializer() or value.shape is None:
+        return False
+    return len(value.shape) > 1 or value.dtype == ir.DataType.UINT8
 
 
 def _by_layer(compared: Sequence[_Compared]) -> tuple[LayerCheck, ...]:
@@ -195,14 +199,16 @@ def _layer(node: Node) -> str:
 class _TorchTwin:
     """The decoder as torch captured it, run node by node with each weight read when it is used."""
 
-    def __init__(self, model: LazyModel) -> None:
+    def __init__(self, model: LazyModel, packed: Mapping[str, Readable]) -> None:
         self.layout: StateLayout = model.decoder.layout
         self.program = capture_as_exported(model.decoder)
         signature = self.program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         first = first_names(self.program)
-        self.weights: Mapping[str, LazyTensor] = {
-            placeholder: model.weights[first.get(name, name)] for placeholder, name in named.items()
+        weights: Mapping[str, Readable] = {**model.weights, **packed}
+        self.weights = {
+            placeholder: _Weight(weights[first.get(name, name)])
+            for placeholder, name in named.items()
         }
         outputs = list(signature.user_outputs)
         self.renamed = dict(
@@ -238,6 +244,13 @@ class _TorchTwin:
         return values
 
 
+@dataclass(frozen=True)
+class _Weight:
+    """Read when an op takes it, and not kept."""
+
+    source: Readable
+
+
 class _Recorder(Interpreter):
     """Keeps every number, under the name that the ONNX graph has for it too."""
 
@@ -258,10 +271,12 @@ class _Recorder(Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_aggregate(args, _read), dict(map_aggregate(kwargs, _read))
+        if target is torch.ops.aten.embedding.default and args[0].dtype == torch.uint8:
+            return block_gather(args[1], args[0])
         if "device" in kwargs:  # traced on the meta device
             kwargs["device"] = torch.device("cpu")
         return super().call_function(target, args, kwargs)
 
 
 def _read(value: Any) -> Any:
-    return value.read() if isinstance(value, LazyTensor) else value
+    return value.source.read() if isinstance(value, _Weight) else value

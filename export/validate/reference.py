@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgewright.export.validate.metrics import Logits
-from edgewright.model.loading import LazyModel
+from edgewright.model.loading import LazyModel, Readable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -80,12 +80,17 @@ def _quiet() -> Iterator[None]:
 class OwnReference:
     """Our own modules, where transformers' cannot be had: it proves the export, not the model."""
 
-    def __init__(self, model: LazyModel, reason: str) -> None:
+    def __init__(
+        self, model: LazyModel, reason: str, packed: Mapping[str, Readable] | None = None
+    ) -> None:
         self.name = f"edgewright's own PyTorch model ({reason})"
-        self._decoder = model.materialise()
+        self._decoder = model.materialise(packed)
 
     def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
-        states = [torch.zeros(spec.resolve(1, len(ids))) for spec in self._decoder.layout]
+        states = [
+            torch.zeros(spec.resolve(1, len(ids)), dtype=getattr(torch, spec.dtype))
+            for spec in self._decoder.layout
+        ]
         parts, start = [], 0
         for width in chunks:
             with torch.no_grad():

@@ -63,6 +63,16 @@ class LayerCheck:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """What quantising has changed: the package beside the checkpoint's own values. No verdict."""
+
+    reference: str
+    positions: int
+    kl: float  # mean, in nats
+    top1: float
+
+
+@dataclass(frozen=True)
 class Report:
     package: str
     variant: str
@@ -73,6 +83,7 @@ class Report:
     greedy: tuple[GreedyCheck, ...]
     layers: tuple[LayerCheck, ...] = ()
     culprit: Culprit | None = None
+    fidelity: Fidelity | None = None  # of packed weights
 
     @property
     def passed(self) -> bool:
@@ -114,6 +125,14 @@ class Report:
             lines.append(
                 f"  greedy: {greedy.new_tokens} tokens after {greedy.prompt_tokens}: {verdict}"
             )
+        if self.fidelity is not None:
+            told = self.fidelity
+            lines += [
+                "",
+                f"  beside {told.reference} in full precision, which proves nothing but the cost:",
+                f"  top-1 {told.top1:.1%}, KL {told.kl:.2e} nats, {told.positions} positions of"
+                " random tokens",
+            ]
         if self.layers:
             lines += ["", "  layer by layer (worst op of each):"]
             lines += [

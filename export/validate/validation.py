@@ -13,15 +13,25 @@ from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.manifest import Variant
 from edgewright.export.validate.bisect import compare_values
 from edgewright.export.validate.metrics import Difference, Logits
-from edgewright.export.validate.reference import Reference, open_reference
-from edgewright.export.validate.report import Culprit, GreedyCheck, LayerCheck, LogitCheck, Report
+from edgewright.export.validate.packed import packed_parameters
+from edgewright.export.validate.reference import OwnReference, Reference, open_reference
+from edgewright.export.validate.report import (
+    Culprit,
+    Fidelity,
+    GreedyCheck,
+    LayerCheck,
+    LogitCheck,
+    Report,
+)
 from edgewright.model.config import CacheDtype
-from edgewright.model.loading import LazyModel, open_model
+from edgewright.model.loading import LazyModel, Readable, open_model
 from edgewright.runtime import Session
 
 TOLERANCE = 1e-4
 # A smaller cache rounds what attention reads, which is the error that was asked for.
 ROUNDED_TOLERANCES: Mapping[CacheDtype, float] = {"float16": 1e-2, "int8": 0.5}
+# Packed products round x to int8: where float32 is a hair apart, a value goes to the next of 255.
+PACKED_TOLERANCE = 1e-2
 
 PROMPT_TOKENS = (1, 17, 300)
 GREEDY_TOKENS = 64
@@ -61,14 +71,25 @@ def validate(
     cache_dtype = _cache_dtype(variant)
     model = open_model(checkpoint_path, cache_dtype=cache_dtype)
     _check_same_model(package, model)
+    packed = packed_parameters(package, variant, model)
     tell("loading the reference", 0, 1)
-    reference = open_reference(Path(checkpoint_path), model)
-    tolerance = ROUNDED_TOLERANCES.get(cache_dtype, TOLERANCE)
-    slack = 2 * ROUNDED_TOLERANCES.get(cache_dtype, 0.0)
+    reference = _Remembered(
+        OwnReference(model, "with the package's weights", packed)
+        if packed
+        else open_reference(Path(checkpoint_path), model)
+    )
+    rounding = max(ROUNDED_TOLERANCES.get(cache_dtype, 0.0), PACKED_TOLERANCE if packed else 0.0)
+    tolerance, slack = rounding or TOLERANCE, 2 * rounding
     prompts = _prompts(session, prompt_tokens, seed)
     logits = tuple(_check_logits(session, model, reference, prompts, tolerance, tell))
     greedy = (_check_greedy(session, model, reference, prompts[-1], greedy_tokens, slack),)
-    culprit, checks = _examine(package, variant, model, logits, greedy, prompts, tolerance, layers)
+    culprit, checks = _examine(
+        package, variant, model, logits, greedy, prompts, tolerance, layers, packed
+    )
+    fidelity = None
+    if packed:
+        original = open_reference(Path(checkpoint_path), model)
+        fidelity = _fidelity(session, model, original, prompts)
     report = Report(
         package=package.root.name,
         variant=variant.name,
@@ -79,6 +100,7 @@ def validate(
         greedy=greedy,
         layers=checks,
         culprit=culprit,
+        fidelity=fidelity,
     )
     if store:
         store_report(package_path, report)
@@ -88,6 +110,21 @@ def validate(
 def store_report(package_path: str | Path, report: Report) -> None:
     """Into the package's evidence, in place of what an earlier validation of the variant left."""
     Package.open(package_path).add_evidence(report.variant, report.to_json().encode())
+
+
+class _Remembered:
+    """The last prompt's logits are asked for once for each way to feed it."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.name = reference.name
+        self._reference = reference
+        self._asked: tuple[list[int], tuple[int, ...]] | None = None
+        self._logits: Logits | None = None
+
+    def logits(self, ids: list[int], chunks: tuple[int, ...]) -> Logits:
+        if self._logits is None or self._asked != (ids, chunks):
+            self._asked, self._logits = (list(ids), chunks), self._reference.logits(ids, chunks)
+        return self._logits
 
 
 def _cache_dtype(variant: Variant) -> CacheDtype:
@@ -188,7 +225,7 @@ def _check_greedy(
     slack: float,
 ) -> GreedyCheck:
     """The package's greedy tokens, fed to the reference, are each what it would have chosen, or
-    where the cache is rounded one whose logit is as good within `slack`."""
+    where something is rounded one whose logit is as good within `slack`."""
     prompt = prompt[: max(1, session.context_limit - count)]
     count = min(count, session.context_limit - len(prompt))
     tokens = session.generate(prompt, max_new_tokens=count, stop_ids=())
@@ -210,6 +247,7 @@ def _examine(
     prompts: list[list[int]],
     tolerance: float,
     layers: bool,
+    packed: Mapping[str, Readable],
 ) -> tuple[Culprit | None, tuple[LayerCheck, ...]]:
     """Value by value, fed the way that failed first; the shortest failing prompt tells most."""
     failed = [check for check in logits if not check.passed]
@@ -219,4 +257,25 @@ def _examine(
     name = failed[0].schedule if failed else "at once"
     ids = next(prompt for prompt in prompts if len(prompt) == tokens)
     schedule = next(each for each in schedules(len(ids)) if each.name == name)
-    return compare_values(package, variant, model, ids, schedule.chunks, schedule.name, tolerance)
+    return compare_values(
+        package, variant, model, ids, schedule.chunks, schedule.name, tolerance, packed
+    )
+
+
+def _fidelity(
+    session: Session, model: LazyModel, original: Reference, prompts: Sequence[list[int]]
+) -> Fidelity:
+    differences = [
+        Difference.between(
+            session.logits(ids, chunk=len(ids)), _expected(model, original, ids, (len(ids),))
+        )
+        for ids in prompts
+    ]
+    counts = [len(ids) for ids in prompts]
+    total = sum(counts)
+    return Fidelity(
+        original.name,
+        total,
+        sum(d.kl * count for d, count in zip(differences, counts, strict=True)) / total,
+        sum(d.top1 * count for d, count in zip(differences, counts, strict=True)) / total,
+    )
