@@ -1,6 +1,5 @@
 // Any rows of a packed matrix as float32. A strip's codes become signed bytes, row by row, and those
-// become scale * byte + offset: both products and their sum are exact, for a scale has at most 16
-// bits and what it multiplies 8. Column scales come last, with the one rounding that there is.
+// (byte + offset) * scale with one rounding, and another one where there are column scales.
 #pragma once
 #include "native/int8_row.h"
 #include "native/packed_codes.h"
@@ -45,7 +44,6 @@ static inline void store_square(const Line* quads, int8_t* to) {
                                           26, 27, 14, 15, 30, 31));
 }
 constexpr size_t kSquare = 256;
-constexpr size_t row_in_square(size_t r) { return r % 4 * 64 + r / 4 * 16; }
 
 // kLanes values of a table of bytes.
 static inline F32 load_bytes(const uint8_t* p) {
@@ -53,7 +51,7 @@ static inline F32 load_bytes(const uint8_t* p) {
   return __builtin_convertvector(__builtin_convertvector(read<U8>(p), I32), F32);
 }
 
-// The scale of kLanes rows of a strip, from row r on, in one block.
+// The scales of kLanes rows of a strip, from row r on, in one block.
 static inline F32 scales_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
                             size_t r) {
   const size_t at = block * kStripRows + r;
@@ -67,23 +65,22 @@ static inline F32 scales_of(const PackedSegment& s, const PackedStrip& strip, si
   return load(rows + r) * load_bytes(strip.block_scales + at);
 }
 
-// And what is added to scale * byte: the zero point's distance from the middle.
+// And what is added to their bytes: how far zero points are from the middle, and half a step.
 static inline F32 offsets_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
-                             size_t r, F32 scales) {
-  if (!strip.zeros) return F32{};
-  const F32 middle = splat(float(1 << (s.bits - 1)));
-  return (middle - load_bytes(strip.zeros + block * kStripRows + r)) * scales;
+                             size_t r) {
+  const float middle = float(1 << (s.bits - 1)), more = s.half ? 0.5f : 0.0f;
+  if (!strip.zeros) return splat(more);
+  return splat(middle + more) - load_bytes(strip.zeros + block * kStripRows + r);
 }
 
-// A strip's scales and offsets in one block.
+// What a strip's bytes are added to and multiplied with, in one block.
 struct BlockScales {
   float scale[kStripRows], offset[kStripRows];
 
   void fill(const PackedSegment& s, const PackedStrip& strip, size_t block) {
     for (size_t r = 0; r < kStripRows; r += kLanes) {
-      const F32 scales = scales_of(s, strip, block, r);
-      store(scale + r, scales);
-      store(offset + r, offsets_of(s, strip, block, r, scales));
+      store(scale + r, scales_of(s, strip, block, r));
+      store(offset + r, offsets_of(s, strip, block, r));
     }
   }
 };
@@ -102,22 +99,46 @@ struct Outlier {
 
 static inline float fraction_of(const PackedSegment& s) { return 1.0f / float(1 << s.shift); }
 
-// `size` <= kPackedStep bytes of a row.
-static inline void widen_row(const int8_t* low, const int8_t* high, F32 scale, F32 offset,
-                             size_t size, float* to) {
-  constexpr size_t kHalf = kPackedStep / 2;
-  if (size == kPackedStep) {
+// The columns of a chunk as bytes, two squares for every step.
+constexpr size_t kStepsOfChunk = kChunkColumns / kPackedStep;
+
+struct ChunkBytes {
+  alignas(64) int8_t bytes[2 * kStepsOfChunk * kSquare];
+
+  // Sixteen columns of a row.
+  const int8_t* row(size_t r, size_t column) const {
+    return bytes + column / 16 * kSquare + r % 4 * 64 + r / 4 * 16;
+  }
+};
+
+// Calls use(first column, how many, number) for each run of a chunk's columns with one scale.
+template <class Use>
+static inline void each_run(const Packed& w, size_t from, const Use& use) {
+  const size_t width = w.block < kChunkColumns ? w.block : kChunkColumns;
+  for (size_t c = from, i = 0; c < from + kChunkColumns && c < w.columns; c += width, i++) {
+    use(c, w.columns - c < width ? w.columns - c : width, i);
+  }
+}
+
+// A row's `columns` in one run, of which each sixteen lie kApart bytes behind the others.
+template <size_t kApart>
+static inline void widen(const int8_t* bytes, F32 scale, F32 offset, size_t columns, float* to) {
+  const auto sixteen = [&](size_t k) {
 #pragma unroll
-    for (size_t i = 0; i < kHalf; i += kLanes) {
-      const F32 a = load(reinterpret_cast<const Int8*>(low + i));
-      const F32 b = load(reinterpret_cast<const Int8*>(high + i));
-      store(to + i, multiply_add(a, scale, offset));
-      store(to + kHalf + i, multiply_add(b, scale, offset));
+    for (size_t i = 0; i < 16; i += kLanes) {
+      const auto* from = reinterpret_cast<const Int8*>(bytes + k / 16 * kApart + i);
+      store(to + k + i, (load(from) + offset) * scale);
     }
+  };
+  if (columns == kChunkColumns) {
+#pragma unroll
+    for (size_t k = 0; k < kChunkColumns; k += 16) sixteen(k);
     return;
   }
-  for (size_t i = 0; i < size; i++) {
-    to[i] = float(i < kHalf ? low[i] : high[i - kHalf]) * scale[0] + offset[0];
+  size_t k = 0;
+  for (; k + 16 <= columns; k += 16) sixteen(k);
+  for (; k < columns; k++) {
+    to[k] = (float(bytes[k / 16 * kApart + k % 16]) + offset[0]) * scale[0];
   }
 }
 
@@ -132,35 +153,37 @@ EDGE_OUT_OF_LINE static void unpack_strip(const Packed& w, const PackedSegment& 
   const float fraction = fraction_of(s);
   const uint8_t* codes = strip.codes;
   const uint16_t* entry = strip.outliers;
-  BlockScales at;
-  alignas(64) int8_t bytes[2 * kSquare];
-  for (size_t c = 0; c < w.columns; c += kPackedStep, codes += kPackedLine * kBits) {
-    if (c % w.block == 0) at.fill(s, strip, c / w.block);
+  BlockScales scales[kStepsOfChunk];
+  ChunkBytes chunk;
+  for (size_t from = 0; from < w.columns; from += kChunkColumns) {
+    for (size_t i = 0; i < kStepsOfChunk && from + i * kPackedStep < w.columns; i++) {
 #pragma unroll
-    for (size_t i = 0; i < kBits; i++) prefetch(codes + kAheadBytes + i * kPackedLine);
-    Line quads[kQuadsOfStep];
-    centred_step<kBits>(codes, quads);
-    store_square(quads, bytes);
-    store_square(quads + kQuadsOfStep / 2, bytes + kSquare);
-    const size_t size = w.columns - c < kPackedStep ? w.columns - c : kPackedStep;
-    for (size_t r = first; r < first + rows; r++) {
-      const int8_t* row = bytes + row_in_square(r);
-      widen_row(row, row + kSquare, splat(at.scale[r]), splat(at.offset[r]), size,
-                out + (r - first) * stride + c);
+      for (size_t line = 0; line < kBits; line++) {
+        prefetch(codes + kAheadBytes + line * kPackedLine);
+      }
+      Line quads[kQuadsOfStep];
+      centred_step<kBits>(codes, quads);
+      store_square(quads, chunk.bytes + 2 * i * kSquare);
+      store_square(quads + kQuadsOfStep / 2, chunk.bytes + (2 * i + 1) * kSquare);
+      codes += kPackedLine * kBits;
     }
-    // A chunk's outliers, once all of its columns are there: their blocks may be two.
-    const bool chunk_ends = c % kChunkColumns || c + kPackedStep >= w.columns;
-    if (!strip.counts || !chunk_ends) continue;
-    const size_t chunk = c / kChunkColumns, from = chunk * kChunkColumns;
-    for (size_t i = strip.counts[chunk]; i > 0; i--, entry++) {
+    each_run(w, from, [&](size_t c, size_t columns, size_t i) {
+      BlockScales& of = scales[i];
+      if (c % w.block == 0) of.fill(s, strip, c / w.block);
+      for (size_t r = first; r < first + rows; r++) {
+        const F32 scale = splat(of.scale[r]), offset = splat(of.offset[r]);
+        widen<kSquare>(chunk.row(r, c - from), scale, offset, columns,
+                       out + (r - first) * stride + c);
+      }
+    });
+    if (!strip.counts) continue;
+    for (size_t i = strip.counts[from / kChunkColumns]; i > 0; i--, entry++) {
       const Outlier o(entry);
       const size_t r = o.row - first, k = from + o.column;
       if (r >= rows || k >= w.columns) continue;
-      const size_t base = o.row / kLanes * kLanes;
-      const float scale = k / w.block == c / w.block
-                              ? at.scale[o.row]
-                              : scales_of(s, strip, k / w.block, base)[o.row - base];
-      out[r * stride + k] += scale * (o.value * fraction);
+      const BlockScales& of = scales[w.block < kChunkColumns ? o.column / w.block : 0];
+      const float byte = float(chunk.row(o.row, o.column)[o.column % 16]);
+      out[r * stride + k] = (byte + of.offset[o.row] + o.value * fraction) * of.scale[o.row];
     }
   }
 }
@@ -170,30 +193,30 @@ template <int kBits>
 EDGE_OUT_OF_LINE static void unpack_row(const Packed& w, const PackedSegment& s,
                                         const PackedStrip& strip, size_t r, float* out) {
   const float fraction = fraction_of(s);
-  const uint8_t* codes = strip.codes + r * sizeof(uint32_t);
+  const uint8_t* codes = strip.codes + r * sizeof(RowPart);
   const uint16_t* entry = strip.outliers;
   const size_t base = r / kLanes * kLanes;
-  float scale = 0, before = 0, offset = 0;
-  for (size_t c = 0; c < w.columns; c += kPackedStep, codes += kPackedLine * kBits) {
-    if (c % w.block == 0) {
-      before = scale;
-      const F32 scales = scales_of(s, strip, c / w.block, base);
-      scale = scales[r - base];
-      offset = offsets_of(s, strip, c / w.block, base, scales)[r - base];
+  float scale[kStepsOfChunk] = {}, offset[kStepsOfChunk] = {};
+  RowPart quads[kStepsOfChunk][kQuadsOfStep];
+  const auto* bytes = reinterpret_cast<const int8_t*>(quads);
+  for (size_t from = 0; from < w.columns; from += kChunkColumns) {
+    for (size_t i = 0; i < kStepsOfChunk && from + i * kPackedStep < w.columns; i++) {
+      centred_step<kBits>(codes, quads[i]);
+      codes += kPackedLine * kBits;
     }
-    RowPart quads[kQuadsOfStep];
-    centred_step<kBits>(codes, quads);
-    const auto* bytes = reinterpret_cast<const int8_t*>(quads);
-    const size_t size = w.columns - c < kPackedStep ? w.columns - c : kPackedStep;
-    widen_row(bytes, bytes + kPackedStep / 2, splat(scale), splat(offset), size, out + c);
-    const bool chunk_ends = c % kChunkColumns || c + kPackedStep >= w.columns;
-    if (!strip.counts || !chunk_ends) continue;
-    const size_t chunk = c / kChunkColumns, from = chunk * kChunkColumns;
-    for (size_t i = strip.counts[chunk]; i > 0; i--, entry++) {
+    each_run(w, from, [&](size_t c, size_t columns, size_t i) {
+      if (c % w.block == 0) {
+        scale[i] = scales_of(s, strip, c / w.block, base)[r - base];
+        offset[i] = offsets_of(s, strip, c / w.block, base)[r - base];
+      }
+      widen<16>(bytes + (c - from), splat(scale[i]), splat(offset[i]), columns, out + c);
+    });
+    if (!strip.counts) continue;
+    for (size_t i = strip.counts[from / kChunkColumns]; i > 0; i--, entry++) {
       const Outlier o(entry);
-      const size_t k = from + o.column;
+      const size_t k = from + o.column, run = w.block < kChunkColumns ? o.column / w.block : 0;
       if (o.row != r || k >= w.columns) continue;
-      out[k] += (k / w.block == c / w.block ? scale : before) * (o.value * fraction);
+      out[k] = (float(bytes[o.column]) + offset[run] + o.value * fraction) * scale[run];
     }
   }
 }

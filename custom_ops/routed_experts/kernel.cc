@@ -1,84 +1,18 @@
 // RoutedExperts: the (token, expert) pairs are sorted by expert, and each expert that has any does
 // its products over all of its tokens at once.
-#include "native/math.h"
-#include "native/matmul.h"
-#include "routed_experts/routing.h"
+#include "routed_experts/gating.h"
+#include "routed_experts/stacks.h"
 
 namespace edge {
 namespace EDGE_ISA {
 
-enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kSwigluClamped, kReluSquared };
-
-// hidden = activation(gate) * up, both given their biases already; kReluSquared has no gate.
-template <Activation kActivation>
-static inline F32 activate(F32 gate, F32 up, float alpha, float limit) {
-  if constexpr (kActivation == Activation::kReluSquared) {
-    const F32 positive = max(up, splat(0.0f));
-    return positive * positive;
-  }
-  if constexpr (kActivation == Activation::kSilu) return silu(gate) * up;
-  if constexpr (kActivation == Activation::kGelu) return gelu(gate) * up;
-  if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(gate) * up;
-  const F32 low = min(gate, splat(limit));
-  const F32 bounded = max(min(up, splat(limit)), splat(-limit));
-  return (bounded + splat(1.0f)) * low * sigmoid(low * splat(alpha));
-}
-
-// [E, N], or one value for all of it.
-struct Bias {
-  const float* data;
-  size_t row_stride;
-  bool single;
-
-  F32 at(size_t expert, size_t n, size_t count) const {
-    const float* p = data + expert * row_stride;
-    if (single) return splat(*p);
-    return load_some(p + n, count);
-  }
-};
-
-struct Gating {
-  Activation activation;
-  float alpha, limit;
-  Bias gate_bias, up_bias;
-
-  bool has_gate() const { return activation != Activation::kReluSquared; }
-
-  // gate[n] becomes the hidden value, for first <= n < last of one expert's row.
-  template <Activation kActivation>
-  void row_of(size_t expert, float* gate, const float* up, size_t first, size_t last) const {
-    for (size_t n = first; n < last; n += kLanes) {
-      const size_t rest = last - n < kLanes ? last - n : kLanes;
-      F32 g = {};
-      if constexpr (kActivation != Activation::kReluSquared) {
-        g = load_some(gate + n, rest) + gate_bias.at(expert, n, rest);
-      }
-      const F32 u = load_some(up + n, rest) + up_bias.at(expert, n, rest);
-      store_some(gate + n, activate<kActivation>(g, u, alpha, limit), rest);
-    }
-  }
-
-  void row(size_t expert, float* gate, const float* up, size_t first, size_t last) const {
-    switch (activation) {
-      case Activation::kSilu: return row_of<Activation::kSilu>(expert, gate, up, first, last);
-      case Activation::kGelu: return row_of<Activation::kGelu>(expert, gate, up, first, last);
-      case Activation::kGeluTanh:
-        return row_of<Activation::kGeluTanh>(expert, gate, up, first, last);
-      case Activation::kSwigluClamped:
-        return row_of<Activation::kSwigluClamped>(expert, gate, up, first, last);
-      case Activation::kReluSquared:
-        return row_of<Activation::kReluSquared>(expert, gate, up, first, last);
-    }
-  }
-};
-
-template <class W>
+template <class Stack>
 struct Experts {
   Routing routing;
   size_t width, inner;  // H and I
   const float* x;       // [T, H]
   const float* shares;  // [T, k]
-  const W *gate, *up, *down;
+  Stack gate, up, down;
   Gating gating;
   Bias down_bias;
   // Per pair, in expert order: [H], later the result; [I]; [I], the same where there is no gate.
@@ -90,25 +24,48 @@ struct Experts {
     return group.size == 1 ? x + routing.token(group.first) * width : rows + group.first * width;
   }
 
-  MatMul<W> into_inner(const Group& group, const W* weight, float* out) const {
-    return {rows_of(group), width, weight + group.expert * inner * width,
-            out + group.first * inner, inner, group.size, inner, width};
+  auto into_inner(const Group& group, const Stack& stack, float* out) const {
+    return stack.product(group, rows_of(group), out + group.first * inner);
   }
 
-  MatMul<W> into_width(const Group& group) const {
-    return {gated + group.first * inner, inner, down + group.expert * width * inner,
-            rows + group.first * width, width, group.size, width, inner};
+  auto into_width(const Group& group) const {
+    return down.product(group, gated + group.first * inner, rows + group.first * width);
   }
 
-  void gather(const Group& group) const {
-    if (group.size == 1) return;
-    for (size_t i = group.first; i < group.first + group.size; i++) {
-      __builtin_memcpy(rows + i * width, x + routing.token(i) * width, width * sizeof(float));
+  // Calls task(pair's place in expert order), which does work on `size` values.
+  template <class Task>
+  Status* each_pair(const Context& context, size_t size, const Task& task) const {
+    constexpr size_t kTaskValues = 1 << 15;
+    const size_t some = kTaskValues / size + 1;
+    return context.parallel((routing.pairs() + some - 1) / some, [&](size_t i) -> Status* {
+      const size_t end = (i + 1) * some < routing.pairs() ? (i + 1) * some : routing.pairs();
+      for (size_t pair = i * some; pair < end; pair++) task(pair);
+      return nullptr;
+    });
+  }
+
+  // The tokens' rows, as the first products take them.
+  Status* gather(const Context& context) const {
+    if constexpr (Stack::kQuantises) {
+      return each_pair(context, width, [&](size_t i) {
+        const float* row = x + routing.token(i) * width;
+        up.take(routing.expert(i), i, row);
+        if (gating.has_gate() && gate.x != up.x) gate.take(routing.expert(i), i, row);
+      });
     }
+    if (routing.groups == routing.pairs()) return nullptr;
+    return context.parallel(routing.groups, [&](size_t g) -> Status* {
+      const Group& group = routing.group[g];
+      if (group.size == 1) return nullptr;
+      for (size_t i = group.first; i < group.first + group.size; i++) {
+        __builtin_memcpy(rows + i * width, x + routing.token(i) * width, width * sizeof(float));
+      }
+      return nullptr;
+    });
   }
 
   Status* hidden(const Group& group, size_t task) const {
-    const MatMul<W> product = into_inner(group, up, upped);
+    const auto product = into_inner(group, up, upped);
     EDGE_TRY(product.run(task));
     if (gating.has_gate()) EDGE_TRY(into_inner(group, gate, gated).run(task));
     const auto part = product.part(task);
@@ -136,15 +93,15 @@ struct Experts {
   }
 
   Status* run(const Context& context) const {
-    if (routing.groups < routing.pairs()) {
-      EDGE_TRY(context.parallel(routing.groups, [&](size_t g) -> Status* {
-        gather(routing.group[g]);
-        return nullptr;
-      }));
-    }
+    EDGE_TRY(gather(context));
     EDGE_TRY(routing.parallel(
         context, [&](const Group& group) { return into_inner(group, up, upped).tasks(); },
         [&](const Group& group, size_t task) { return hidden(group, task); }));
+    if constexpr (Stack::kQuantises) {
+      EDGE_TRY(each_pair(context, inner, [&](size_t i) {
+        down.take(routing.expert(i), i, gated + i * inner);
+      }));
+    }
     EDGE_TRY(routing.parallel(
         context, [&](const Group& group) { return into_width(group).tasks(); },
         [&](const Group& group, size_t task) { return into_width(group).run(task); }));
@@ -183,16 +140,35 @@ struct RoutedExperts {
   Status* compute(const Context& context) const {
     Tensor inputs[kInputs];
     for (size_t i = 0; i < kInputs; i++) EDGE_TRY(context.input(i, &inputs[i]));
-    EDGE_TRY(check(inputs));
+    const bool is_packed = inputs[kGate].type == ElementType::kUint8;
+    Packed packed[3] = {};
+    Tensor shaped[kInputs];
+    for (size_t i = 0; i < kInputs; i++) shaped[i] = inputs[i];
+    for (size_t i = 0; is_packed && i < 3; i++) {
+      EDGE_TRY(Packed::parse("RoutedExperts", inputs[kGate + i], &packed[i]));
+      shaped[kGate + i] = described(packed[i]);
+    }
+    EDGE_TRY(check(shaped));
     Tensor y = inputs[kX];
     EDGE_TRY(context.output(0, &y));
+    if (is_packed) return run_packed(context, shaped, packed, y.as<float>());
     return with_weight_type("RoutedExperts", inputs[kGate].type, [&](auto type) {
-      return run<decltype(type)>(context, inputs, y.as<float>());
+      return run_stored<decltype(type)>(context, inputs, y.as<float>());
     });
   }
 
  private:
   enum Input { kX, kIndex, kShares, kGate, kUp, kDown, kGateBias, kUpBias, kDownBias, kInputs };
+
+  // The shape that a packed stack stands for.
+  static Tensor described(const Packed& packed) {
+    Tensor t;
+    t.rank = 3;
+    t.dims[0] = int64_t(packed.count);
+    t.dims[1] = int64_t(packed.rows);
+    t.dims[2] = int64_t(packed.columns);
+    return t;
+  }
 
   static bool is(const Tensor& t, int64_t a, int64_t b) {
     return t.rank == 2 && t.dims[0] == a && t.dims[1] == b;
@@ -235,8 +211,40 @@ struct RoutedExperts {
   }
 
   template <class W>
-  Status* run(const Context& context, const Tensor* in, float* y) const {
-    Experts<W> experts = {};
+  Status* run_stored(const Context& context, const Tensor* in, float* y) const {
+    Experts<StoredStack<W>> experts = {};
+    const auto stack = [&](Input i) -> StoredStack<W> {
+      return {in[i].as<W>(), size_t(in[i].dims[1]), size_t(in[i].dims[2])};
+    };
+    experts.gate = stack(kGate);
+    experts.up = stack(kUp);
+    experts.down = stack(kDown);
+    return run(context, in, experts, y);
+  }
+
+  Status* run_packed(const Context& context, const Tensor* in, const Packed* packed,
+                     float* y) const {
+    const Packed &gate = packed[0], &up = packed[1], &down = packed[2];
+    const size_t pairs = size_t(in[kIndex].count());
+    const auto bytes = [&](const Packed& stack) {
+      return (PackedX::bytes(stack, pairs) + kPackedLine - 1) / kPackedLine * kPackedLine;
+    };
+    Scratch memory(bytes(gate) + bytes(up) + bytes(down));
+    if (memory.failed()) return Scratch::error();
+    char* at = memory.as<char>();
+    const PackedX of_gate(gate, pairs, at);
+    const PackedX of_up(up, pairs, at + bytes(gate));
+    const PackedX of_down(down, pairs, at + bytes(gate) + bytes(up));
+    Experts<PackedStack> experts = {};
+    experts.up = {&up, &of_up};
+    experts.gate = {&gate, experts.up.quantises_like(gate) ? &of_up : &of_gate};
+    experts.down = {&down, &of_down};
+    return run(context, in, experts, y);
+  }
+
+  // Of `experts`, the weights are there.
+  template <class Stack>
+  Status* run(const Context& context, const Tensor* in, Experts<Stack>& experts, float* y) const {
     Routing& routing = experts.routing;
     routing.index = in[kIndex].as<int64_t>();
     routing.tokens = size_t(in[kX].count(in[kX].rank - 1));
@@ -254,9 +262,6 @@ struct RoutedExperts {
     EDGE_TRY(routing.sort(order.as<void>()));
     experts.x = in[kX].as<float>();
     experts.shares = in[kShares].as<float>();
-    experts.gate = in[kGate].as<W>();
-    experts.up = in[kUp].as<W>();
-    experts.down = in[kDown].as<W>();
     experts.down_bias = bias(in[kDownBias]);
     experts.rows = sums.as<float>();
     experts.gated = experts.rows + routing.pairs() * experts.width;

@@ -23,6 +23,7 @@ struct Routing {
   size_t pairs() const { return tokens * choices; }
   size_t most_groups() const { return experts < pairs() ? experts : pairs(); }
   size_t token(size_t i) const { return pair[i] / choices; }
+  size_t expert(size_t i) const { return size_t(index[pair[i]]); }
 
   size_t bytes() const {
     return most_groups() * sizeof(Group) +

@@ -12,7 +12,9 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from edgewright.custom_ops.compiler import Library
+from edgewright.custom_ops.packed_weights import WIDTHS, pack
 from edgewright.custom_ops.torch_ops import routed_experts
+from tests.custom_ops.packed_cases import random_matrix
 
 Array = np.ndarray
 Inputs = dict[str, Array]
@@ -62,7 +64,8 @@ def inputs(
 
 def reference(given: Inputs, attributes: dict[str, float | str]) -> Array:
     def tensor(array: Array) -> torch.Tensor:  # torch reads no bfloat16 from numpy
-        return torch.from_numpy(array if array.dtype == np.int64 else array.astype(np.float32))
+        is_whole = np.issubdtype(array.dtype, np.integer)
+        return torch.from_numpy(array if is_whole else array.astype(np.float32))
 
     return np.asarray(routed_experts(*map(tensor, given.values()), **attributes))
 
@@ -105,6 +108,84 @@ def test_body_equals_reference_and_kernel(
         expected = reference(given, attributes)
         for found in (op.run(None)[0], op.run(library)[0]):
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def packed_stack(
+    rng: np.random.Generator, shape: tuple[int, int, int], bits: int, column_scale: bool
+) -> Array:
+    """Two segments, where there are rows for them, of values of about the size of `inputs`'."""
+    experts, rows, columns = shape
+    segments = [(rows // 3, WIDTHS[(bits + 1) % 6]), (rows - rows // 3, bits)]
+    block = (32, 64, 128)[bits % 3]
+    return pack(
+        [
+            random_matrix(
+                rng,
+                [segment for segment in segments if segment[0]],
+                columns,
+                block,
+                column_scale=column_scale,
+                outliers=0.02,
+                exact=True,
+            )
+            for _ in range(experts)
+        ]
+    )
+
+
+def packed_inputs(
+    rng: np.random.Generator, sizes: tuple[int, ...], tokens: int, bits: int
+) -> Inputs:
+    """x is whole int8 steps of a power of two, so that nothing of it is rounded."""
+    experts, _, width, inner = sizes
+    given = inputs(rng, sizes, tokens, "float32", bits % 2 == 0)
+    whole = rng.integers(-127, 128, (tokens, width))
+    whole[:, ::32] = 127
+    given["x"] = (whole / 2**15).astype(np.float32)
+    given["gate"] = packed_stack(rng, (experts, inner, width), bits, bits in (3, 5))
+    given["up"] = packed_stack(rng, (experts, inner, width), bits, bits == 5)
+    other = WIDTHS[WIDTHS.index(bits) - 1]
+    given["down"] = packed_stack(rng, (experts, width, inner), other, bits in (4, 5))
+    return given
+
+
+def check_packed(found: Array, expected: Array, hidden: int) -> None:
+    """Sums are rounded as ever. But one of a token's `hidden` values that lies between two int8
+    steps may become either, and then the token's whole result is off by a part of such a step."""
+    assert found.shape == expected.shape
+    if not found.size:
+        return
+    error = np.abs(found - expected).max(-1) / (np.abs(expected).max() or 1.0)
+    off = error > TOLERANCE
+    assert off.sum() <= 1 + 5e-4 * hidden * len(found), error[off]
+    assert (error < 0.02).all()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_packed_experts(
+    bits: int, isa: str, library: Library, single_op: Op, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(bits)
+    for i, sizes in enumerate(SIZES):
+        attributes = ATTRIBUTES[(i + bits) % 5]
+        most = packed_inputs(rng, sizes, TOKENS[-1], bits)
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        op = single_op("RoutedExperts", most, attributes, WEIGHTS, ROUTED, folder, misaligned=i % 2)
+        session = op.session(library, isa, threads=1 + i % 2)
+        for tokens in TOKENS:
+            given = {n: a[:tokens] if n in ROUTED else a for n, a in most.items()}
+            found = session.run(None, {name: given[name] for name in ROUTED})[0]
+            check_packed(found, reference(given, attributes), sizes[1] * sizes[3])
+
+
+def test_packed_experts_of_another_shape_are_refused(library: Library, single_op: Op) -> None:
+    rng = np.random.default_rng(8)
+    given = packed_inputs(rng, SIZES[2], 3, 3)
+    for name, shape in (("up", (6, 32, 40)), ("gate", (5, 33, 40)), ("down", (6, 40, 34))):
+        wrong = {**given, name: packed_stack(rng, shape, 4, False)}
+        with pytest.raises(InvalidArgument, match=r"RoutedExperts: (up|down) has to be"):
+            single_op("RoutedExperts", wrong, ATTRIBUTES[0]).run(library)
 
 
 def test_leading_dimensions_and_repeated_choices(library: Library, single_op: Op) -> None:
