@@ -43,7 +43,9 @@ def quantise_rows(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     padded = torch.where(finite[..., None], padded, 0.0)
     peak = padded.abs().amax(-1)
     is_zero = peak < LEAST_PEAK
-    inverse = torch.where(is_zero, 0.0, MOST / torch.where(is_zero, 1.0, peak))
+    # Of two tensors: a number by a tensor would be the number times a rounded reciprocal.
+    quotient = torch.full_like(peak, MOST) / torch.where(is_zero, 1.0, peak)
+    inverse = torch.where(is_zero, 0.0, quotient)
     whole = torch.round(padded * inverse[..., None]).clamp(-MOST, MOST)
     scales = torch.where(is_zero, 0.0, peak / MOST)
     return whole, torch.where(finite, scales, torch.nan)
