@@ -34,6 +34,11 @@ class Recorder:
         output = ir.Value(name=f"{self._prefix}{op_type}_{len(self._tape.nodes)}")
         return self._tape.op(op_type, values, attributes, output=output)
 
+    def ours(self, name: str, *inputs: ir.Value) -> ir.Value:
+        """A call of a function that bodies share."""
+        output = ir.Value(name=f"{self._prefix}{name}_{len(self._tape.nodes)}")
+        return self._tape.op(name, inputs, domain=DOMAIN, output=output)
+
     def several(
         self, op_type: str, count: int, *inputs: ir.Value | Literal, **attributes: Attribute
     ) -> Sequence[ir.Value]:

@@ -305,6 +305,23 @@ def PackedMatMul(x, weight, matrix):
 
 
 @script(_OURS, default_opset=op)
+def PackedCount(weight):
+    """How many matrices a packed weight has."""
+    return op.Squeeze(PackedWords(op.Slice(weight, [8], [12])))
+
+
+@script(_OURS, default_opset=op)
+def StackedMatMul(x, weight, matrix):
+    """x [T, K] and one matrix of a stack [E, N, K] → [T, N]."""
+    return op.MatMul(x, op.Transpose(op.Cast(op.Gather(weight, matrix), to=1), perm=[1, 0]))
+
+
+@script(_OURS, default_opset=op)
+def StackedCount(weight):
+    return op.Squeeze(op.Shape(weight, start=0, end=1))
+
+
+@script(_OURS, default_opset=op)
 def PackedMatrix(weight):
     """The only matrix of a packed weight, as float32 [N, K]."""
     facts, table = PackedHeader(weight, 0)

@@ -46,7 +46,7 @@ class _Operands:
     allowed: ir.Value  # [B, 1, S, T]
 
 
-def _record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
+def record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
     query, latent, key_rope, up, cache, table, start, length = inputs
     steps = Steps.of(op, query, start, length, page=op.dim(cache, 1))
     sizes = _sizes(op, query, latent, key_rope, up)
@@ -81,7 +81,7 @@ def _record(op: Recorder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
     return output, new_cache
 
 
-LatentAttention = RecordedFunction(SPEC, _record)
+LatentAttention = RecordedFunction(SPEC, record)
 
 
 def _sizes(

@@ -83,10 +83,7 @@ class SingleOp:
         self, library: Library | None, isa: str | None = None, threads: int = 1
     ) -> ort.InferenceSession | emulated.Session:
         """With a library the body is left out, so that nothing but the kernel can have run."""
-        proto = ir.serde.serialize_model(self.model(body=library is None))
-        if self.folder is not None:
-            self._move_out(proto)
-        serialized = proto.SerializeToString()
+        serialized = self.serialized(library)
         if isa == emulated.ISA and library is not None and emulated.ROOT:
             return emulated.open_session(self.name, serialized, library, self.folder, threads)
         options = ort.SessionOptions()
@@ -100,6 +97,12 @@ class SingleOp:
             key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(key, str(self.folder))
         return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+    def serialized(self, library: Library | None) -> bytes:
+        proto = ir.serde.serialize_model(self.model(body=library is None))
+        if self.folder is not None:
+            self._move_out(proto)
+        return proto.SerializeToString()
 
     def run(
         self,
