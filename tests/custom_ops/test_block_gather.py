@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ MAKES = list(itertools.product((False, True), (None, 0.03), (False, True), (0, 1
 def matrices(bits: int) -> list[QuantizedMatrix]:
     """Every make-up once, and every size."""
     rng = np.random.default_rng(bits)
-    cases = zip(itertools.cycle(SIZES), MAKES, strict=False)
+    halves = itertools.cycle((False, True))
+    cases = zip(itertools.cycle(SIZES), MAKES, halves, strict=False)
     found = [
         random_matrix(
             rng,
@@ -37,13 +39,16 @@ def matrices(bits: int) -> list[QuantizedMatrix]:
             kind=kind,
             zeros=zeros,
             outliers=outliers,
+            half=half,
         )
-        for (rows, columns, block), (zeros, outliers, column_scale, kind) in cases
+        for (rows, columns, block), (zeros, outliers, column_scale, kind), half in cases
     ]
     others = [(19, bits), (1, WIDTHS[bits % 3]), (48, 8), (7, 3)]
     segments = random_matrix(rng, others, 200, 64, outliers=0.1, column_scale=True)
     crowded = random_matrix(rng, [(35, bits)], 97, 32, outliers=0.2, zeros=True)
-    return [*found, segments, crowded]
+    zeros = rng.integers(0, 256, (35, 4)).astype(np.uint8)  # imported ones may be any
+    far = QuantizedMatrix((replace(crowded.segments[0], zeros=zeros, half=bits < 8),), None)
+    return [*found, segments, crowded, far]
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
