@@ -14,9 +14,9 @@ from edgewright.export.quantize.outliers import round_weights, values_of
 from edgewright.export.quantize.output_error import output_error
 from edgewright.export.quantize.recipe import Recipe
 
-_SAMPLE_WEIGHTS = 1 << 18
+_SAMPLE_WEIGHTS = 1 << 17
 # Powers of a column's inputs, and of its weights, that are tried.
-_OF_INPUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+_OF_INPUTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 _OF_WEIGHTS = (0.0, 0.3, 0.6)
 _MOST_RATIO = 64.0
 _LEAST_GAIN = 0.01

@@ -19,7 +19,7 @@ from edgewright.export.quantize.recipe import Recipe
 from edgewright.export.quantize.scales import whole_range
 
 _BAND_WEIGHTS = 1 << 23
-_ROUNDS = 2
+_ROUNDS = 3
 
 
 def quantise_rows(
