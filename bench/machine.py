@@ -1,5 +1,5 @@
-"""What this machine can do at most, for benchmarks to stand beside: bytes read from memory and
-float32 operations, each per second, with any number of threads."""
+"""What this machine can do at most, for benchmarks to stand beside: bytes read from memory, float32
+operations and operations on bytes, each per second, with any number of threads."""
 
 from __future__ import annotations
 
@@ -62,9 +62,17 @@ class Machine:
         return self.data.nbytes / self._seconds(lambda i: read(parts[i]))
 
     def operations_per_second(self) -> float:
-        rounds = ctypes.c_size_t(_ROUNDS)
-        seconds = self._seconds(lambda _: self.library.bench_multiply_add(rounds))
         per_round: int = self.library.bench_operations_per_round()
+        return self._operations(self.library.bench_multiply_add, per_round)
+
+    def byte_operations_per_second(self) -> float:
+        """Products of bytes and their sums in 32 bits."""
+        per_round: int = self.library.bench_byte_operations_per_round()
+        return self._operations(self.library.bench_multiply_bytes, per_round)
+
+    def _operations(self, chains: Callable[[ctypes.c_size_t], object], per_round: int) -> float:
+        rounds = ctypes.c_size_t(_ROUNDS)
+        seconds = self._seconds(lambda _: chains(rounds))
         return self.threads * _ROUNDS * per_round / seconds
 
     def _seconds(self, task: Callable[[int], object]) -> float:
