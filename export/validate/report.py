@@ -88,7 +88,7 @@ class Report:
     @property
     def passed(self) -> bool:
         right = all(check.passed for check in self.logits)
-        return right and all(check.passed for check in self.greedy)
+        return right and all(check.passed for check in self.greedy) and self.culprit is None
 
     @property
     def worst(self) -> LogitCheck:
