@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, NameFixPass
+from onnxscript import OnnxFunction
 
 from edgewright.custom_ops import DOMAIN, OPS, VERSION
+from edgewright.custom_ops.recorder import RecordedFunction
 
 
 def function_for(name: str, overload: str = "") -> ir.Function:
-    """A fresh copy each time: a model owns the functions in it."""
-    if name in OPS:
-        folder = f"edgewright.custom_ops.{OPS[name].function}"
-        module = import_module(f"{folder}.{overload}_body" if overload else f"{folder}.body")
-    else:  # what bodies share
-        module = import_module("edgewright.custom_ops.shared_bodies")
-    function = ir.serde.deserialize_function(getattr(module, name).to_function_proto())
-    function.overload = overload
-    if name not in OPS:
-        _keep_literals(function)
-    if _called(function.all_nodes()):
-        function.opset_imports[DOMAIN] = VERSION
-    return function
+    """A fresh copy each time: a model owns the functions in it. It calls none: ONNX Runtime gives
+    what it inlines into a loop the names of what it inlined around it."""
+    folder = f"edgewright.custom_ops.{OPS[name].function}"
+    module = import_module(f"{folder}.{overload}_body" if overload else f"{folder}.body")
+    function = _deserialized(getattr(module, name))
+    called = {f.identifier(): f for f in _shared_by(function)}
+    if called:
+        model = ir.Model(function.graph, ir_version=10, functions=called.values())
+        InlinePass()(model)
+        NameFixPass()(model)
+    return ir.Function(
+        DOMAIN, name, overload, graph=function.graph, attributes=function.attributes.values()
+    )
 
 
 def attach_functions(model: ir.Model) -> bool:
     """Give each of our ops in `model` its body, so that it runs without the library."""
-    missing = _called(model.graph.all_nodes()) - model.functions.keys()
-    changed = bool(missing)
-    while missing:
-        _, name, overload = identifier = min(missing)
-        function = function_for(name, overload)
-        model.functions[identifier] = function
+    used = {node.op_identifier() for node in _ours(model.graph.all_nodes())}
+    missing = sorted(used - model.functions.keys())
+    for identifier in missing:
+        _, name, overload = identifier
+        model.functions[identifier] = function_for(name, overload)
         model.opset_imports.setdefault(DOMAIN, VERSION)
-        missing |= _called(function.all_nodes()) - model.functions.keys()
-        missing.discard(identifier)
-    return changed
+    return bool(missing)
+
+
+def _shared_by(function: ir.Function) -> Iterator[ir.Function]:
+    """What it calls, and what that calls."""
+    shared = import_module("edgewright.custom_ops.shared_bodies")
+    waiting, seen = [function], set()
+    while waiting:
+        for name in {node.op_type for node in _ours(waiting.pop().all_nodes())} - seen:
+            seen.add(name)
+            called = _deserialized(getattr(shared, name))
+            _keep_literals(called)
+            waiting.append(called)
+            yield called
+
+
+def _deserialized(body: OnnxFunction | RecordedFunction) -> ir.Function:
+    return ir.serde.deserialize_function(body.to_function_proto())
 
 
 def _keep_literals(function: ir.Function) -> None:
@@ -53,5 +70,5 @@ def _keep_literals(function: ir.Function) -> None:
             node.graph.remove(node, safe=True)
 
 
-def _called(nodes: Iterable[ir.Node]) -> set[tuple[str, str, str]]:
-    return {node.op_identifier() for node in nodes if node.domain == DOMAIN}
+def _ours(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    return (node for node in nodes if node.domain == DOMAIN)
