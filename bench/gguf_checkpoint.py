@@ -20,6 +20,7 @@ Config = dict[str, Any]
 Part = tuple[str, Array]
 
 _ARCHITECTURES = {
+    "llama": "llama",
     "deepseek_v3": "deepseek2",
     "mamba": "mamba",
     "mamba2": "mamba2",
@@ -47,6 +48,11 @@ _LAYER_NAMES = {
     "out_proj": "ssm_out",
     "mixer.norm": "ssm_norm",
     "mamba.norm": "ssm_norm",
+}
+# llama's matrices whose rows rotate, and how many heads there are.
+_ROTATED = {
+    "self_attn.q_proj.weight": "num_attention_heads",
+    "self_attn.k_proj.weight": "num_key_value_heads",
 }
 _OTHER_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -110,6 +116,9 @@ def _converted(name: str, array: Array, config: Config) -> Iterator[Part]:
     block, part = f"blk.{found[1]}", found[2]
     if part == "self_attn.kv_b_proj.weight":
         yield from _split_heads(block, array, config)
+    elif config["model_type"] == "llama" and part in _ROTATED:
+        heads = config[_ROTATED[part]]
+        yield f"{block}.{_LAYER_NAMES[part.removesuffix('.weight')]}.weight", _paired(array, heads)
     elif part == "shared_mlp.input_linear.weight":
         gate, up = np.split(array, 2)
         yield f"{block}.ffn_gate.weight", gate
@@ -129,6 +138,12 @@ def _converted(name: str, array: Array, config: Config) -> Iterator[Part]:
         if theirs == "ssm_norm":
             array = array[None]  # [groups, channels]
         yield f"{block}.{theirs}.{suffix}", _stored(array, theirs in ("ssm_norm", "ssm_conv1d"))
+
+
+def _paired(array: Array, heads: int) -> Array:
+    """Values that rotate together lie half a head apart in transformers, side by side here."""
+    halves = array.reshape(heads, 2, -1, array.shape[-1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
 
 
 def _split_heads(block: str, array: Array, config: Config) -> Iterator[Part]:
@@ -152,12 +167,21 @@ def _add_metadata(writer: Any, config: Config) -> None:
     writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(1)
     add: Callable[[Any, Config], None] = {
+        "llama": _add_llama,
         "deepseek_v3": _add_latent,
         "mamba": _add_mamba,
         "mamba2": _add_mamba2,
         "granitemoehybrid": _add_granite,
     }[config["model_type"]]
     add(writer, config)
+
+
+def _add_llama(writer: Any, config: Config) -> None:
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
 
 
 def _add_latent(writer: Any, config: Config) -> None:

@@ -1,5 +1,6 @@
-"""Shapes of latent attention and of state spaces in the names that transformers has for them, with
-values such as trained models have where speed or sense depends on them: decays, steps, norms."""
+"""Shapes of a llama, of latent attention and of state spaces in the names that transformers has for
+them, with values such as trained models have where speed or sense depends on them: decays, steps,
+norms."""
 
 from __future__ import annotations
 
@@ -54,6 +55,14 @@ def _state_space_dual(
     yield _matrix(f"{name}.out_proj", hidden, inner)
 
 
+def _grouped_query(
+    layer: str, hidden: int, heads: int, kv_heads: int, head_dim: int
+) -> Iterator[Tensor]:
+    for part, count in {"q": heads, "k": kv_heads, "v": kv_heads}.items():
+        yield _matrix(f"{layer}.self_attn.{part}_proj", count * head_dim, hidden)
+    yield _matrix(f"{layer}.self_attn.o_proj", hidden, heads * head_dim)
+
+
 @dataclass(frozen=True)
 class Shape(ABC):
     """What config.json says and what tensors there are, in transformers' names."""
@@ -71,6 +80,49 @@ class Shape(ABC):
     @property
     def parameters(self) -> int:
         return sum(math.prod(dims) for _, dims, _ in self.tensors())
+
+
+@dataclass(frozen=True)
+class Llama(Shape):
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+
+    def config(self) -> dict[str, object]:
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 1 << 17,
+            "rope_theta": 500000.0,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "dtype": "float16",
+        }
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield _matrix("model.embed_tokens", self.vocab, self.hidden)
+        for n in range(self.layers):
+            layer = f"model.layers.{n}"
+            yield _norm(f"{layer}.input_layernorm", self.hidden)
+            yield from _grouped_query(layer, self.hidden, self.heads, self.kv_heads, self.head_dim)
+            yield _norm(f"{layer}.post_attention_layernorm", self.hidden)
+            for part in ("gate", "up"):
+                yield _matrix(f"{layer}.mlp.{part}_proj", self.intermediate, self.hidden)
+            yield _matrix(f"{layer}.mlp.down_proj", self.hidden, self.intermediate)
+        yield _norm("model.norm", self.hidden)
 
 
 @dataclass(frozen=True)
@@ -264,15 +316,11 @@ class Granite(Shape):
             layer = f"model.layers.{n}"
             yield _norm(f"{layer}.input_layernorm", self.hidden)
             if n in self.attention:
-                heads = {"q": self.heads, "k": self.kv_heads, "v": self.kv_heads}
-                for part, count in heads.items():
-                    rows = count * self.head_dim
-                    yield _matrix(f"{layer}.self_attn.{part}_proj", rows, self.hidden)
-                columns = self.heads * self.head_dim
-                yield _matrix(f"{layer}.self_attn.o_proj", self.hidden, columns)
+                sizes = self.hidden, self.heads, self.kv_heads, self.head_dim
+                yield from _grouped_query(layer, *sizes)
             else:
-                sizes = self.recurrent_heads, self.recurrent_head_dim, self.state
-                yield from _state_space_dual(f"{layer}.mamba", self.hidden, *sizes)
+                sizes = self.hidden, self.recurrent_heads, self.recurrent_head_dim, self.state
+                yield from _state_space_dual(f"{layer}.mamba", *sizes)
             yield _norm(f"{layer}.post_attention_layernorm", self.hidden)
             yield _matrix(f"{layer}.shared_mlp.input_linear", 2 * self.intermediate, self.hidden)
             yield _matrix(f"{layer}.shared_mlp.output_linear", self.hidden, self.intermediate)
@@ -281,6 +329,7 @@ class Granite(Shape):
 
 SHAPES: dict[str, dict[str, Shape]] = {
     "real": {
+        "llama": Llama(2048, 16, 128256, heads=32, kv_heads=8, head_dim=64, intermediate=8192),
         "mla": Latent(2048, 12, 32000, heads=16, rank=512, intermediate=10944),
         "mamba": Mamba(2048, 48, 50280, state=16, step_rank=128),
         "mamba2": Mamba2(2048, 48, 50288, heads=64, head_dim=64, state=128),
@@ -289,6 +338,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
         ),
     },
     "small": {
+        "llama": Llama(256, 3, 2000, heads=4, kv_heads=2, head_dim=64, intermediate=704),
         "mla": Latent(
             256, 3, 2000, heads=4, rank=128, intermediate=704, nope=64, rope=32, value=64
         ),

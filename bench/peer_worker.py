@@ -1,6 +1,7 @@
 """One engine in a process of its own: lines of JSON come in on stdin, answers go out on stdout.
 
-llama.cpp's side needs numpy, gguf and llama_cpp, but nothing of edgewright.
+llama.cpp's side needs numpy, gguf and llama_cpp, onnxruntime-genai's numpy and itself; neither
+needs anything of edgewright.
 """
 
 from __future__ import annotations
@@ -136,6 +137,38 @@ class LlamaCpp(Engine):
         return self._cache
 
 
+class Genai(Engine):
+    """onnxruntime-genai's own generator on a folder that its model builder made."""
+
+    def __init__(self, model: Path, threads: int, capacity: int) -> None:
+        import onnxruntime_genai
+
+        self._api = onnxruntime_genai
+        config = onnxruntime_genai.Config(str(model))
+        session = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": {"decoder": session}}))
+        self._model = onnxruntime_genai.Model(config)
+        params = onnxruntime_genai.GeneratorParams(self._model)
+        params.set_search_options(max_length=capacity, do_sample=False)
+        self._generator = onnxruntime_genai.Generator(self._model, params)
+        settings = json.loads((model / "genai_config.json").read_text())["model"]
+        self.vocab_size = settings["vocab_size"]
+        decoder = settings["decoder"]
+        values = decoder["num_hidden_layers"] * decoder["num_key_value_heads"]
+        self._cache = 2 * 4 * values * decoder["head_size"], 0  # float32 on a CPU
+
+    def clear(self) -> None:
+        self._generator.rewind_to(0)
+
+    def feed(self, ids: Ids) -> Floats:
+        self._generator.append_tokens(ids.astype(np.int32))
+        return np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
+
+    @property
+    def cache_bytes(self) -> tuple[int, int]:
+        return self._cache
+
+
 class Transformers(Engine):
     """Its model in eager torch, with its own cache."""
 
@@ -211,7 +244,22 @@ def open_engine(arguments: dict[str, Any]) -> Engine:
         return Ours(model, **arguments)
     if kind == "torch":
         return Transformers(model, **arguments)
+    if kind == "genai":
+        return Genai(model, **arguments)
     return LlamaCpp(model, **arguments)
+
+
+def quantise_gguf(model: Path, out: Path, kind: str) -> None:
+    """As llama.cpp mixes its types by itself, without an importance matrix."""
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    arguments = os.fsencode(model), os.fsencode(out), ctypes.byref(params)
+    if status := llama_cpp.llama_model_quantize(*arguments):
+        raise SystemExit(f"llama.cpp cannot quantise {model} to {kind}: status {status}")
 
 
 def main() -> None:
@@ -223,6 +271,15 @@ def main() -> None:
 
         write_gguf(Path(first["model"]), Path(first["out"]))
         print(json.dumps(None), file=answers)
+        return
+    if first["kind"] == "quantise":
+        quantise_gguf(Path(first["model"]), Path(first["out"]), first["type"])
+        print(json.dumps(None), file=answers)
+        return
+    if first["kind"] == "genai-folder":
+        import onnxruntime_genai
+
+        print(json.dumps(str(Path(onnxruntime_genai.__file__).parent)), file=answers)
         return
     clock = time.process_time if first.pop("clock") == "cpu" else time.perf_counter
     worker = Worker(open_engine(first), clock)

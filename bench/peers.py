@@ -1,17 +1,23 @@
-"""Whole models beside llama.cpp and transformers: speed of prefill and of decode at some depths.
+"""Whole models beside llama.cpp, onnxruntime-genai and transformers: prefill, and decode at depths.
 
-    pip install llama-cpp-python gguf
-    python bench/peers.py mla mamba mamba2 granite [--threads 2] [--folder /big/disk]
-        [--llama-python /of/another/venv/bin/python] [--torch bfloat16] [--size small] [--json]
+    pip install llama-cpp-python gguf onnxruntime-genai
+    python bench/peers.py llama mla mamba mamba2 granite [--bits 3.1,4.1] [--threads 2]
+        [--folder /big/disk] [--llama-python /of/another/venv/bin/python] [--torch bfloat16]
+        [--rivals Q4_0,Q3_K_M,genai] [--size small] [--json]
 
 A random float16 checkpoint of each shape is written, exported to a package and converted to GGUF;
-with --folder both stay there for the next time, and only the package is made anew. All sides must
-first give the same logits. Then each runs in a process of its own, in turns, while the others are
-stopped. Medians are compared and, in brackets, the fastest tenths, which other work on the machine
-touches least. llama.cpp has a batch of 512, a float16 cache and threads that never sleep, as it
-likes best; for attention it runs with and without flash attention, and the faster is what we are
-held against. `--size small` tries the bench itself. `--clock cpu` counts the processor's time: with
-one thread, that can be compared even where much else is running.
+with --folder what was made stays there for the next time, and only packages are made anew. Each
+side runs in a process of its own, in turns, while the others are stopped. Medians are compared and,
+in brackets, the fastest tenths, which other work on the machine touches least. llama.cpp has a
+batch of 512, a float16 cache and threads that never sleep, as it likes best; for latent attention
+it runs with and without flash attention, and the faster is what we are held against. `--size small`
+tries the bench itself. `--clock cpu` counts the processor's time: with one thread, that can be
+compared even where much else is running.
+
+All sides must first run the same model. At 16 bits they give the same logits. With --bits each side
+rounds the weights in its own way, by its own quantiser, data-free (the weights are random): each
+one's logits must then go with those of llama.cpp at 16 bits, from whose file it quantises; 0 would
+be another model.
 """
 
 from __future__ import annotations
@@ -20,75 +26,46 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from peer_checkpoint import write_checkpoint
+from numpy.typing import NDArray
+from peer_models import Models
 from peer_process import Peer, Peers
 from peer_shapes import SHAPES
+from peer_wanted import (
+    GENAI,
+    LLAMA,
+    OURS,
+    PREFILL,
+    SCAN_WANTED,
+    WANTED,
+    Row,
+    Seconds,
+    Target,
+    among_ours,
+    beside,
+)
 
-from edgewright.export import export_checkpoint
-
-PREFILL = 512
+PREFILL_TOKENS = 512
 SMALL_DEPTHS = {2048: 256, 8192: 512}
 LARGEST_CAPACITY = 131072
-OURS, LLAMA, LLAMA_PLAIN = "edgewright", "llama.cpp", "llama.cpp, no flash"
 # Rounding to float16 here and there, over all layers, in standard deviations of the logits.
 AGREEMENT = 0.25
-
-
-Seconds = dict[str, list[float]]  # of a token, by side
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Least ratios of our speed to llama.cpp's; `None` where none is asked for."""
-
-    prefill: float
-    decode: dict[int, float | None]  # by depth
-    depth_independent: bool = False
-
-
-WANTED = {
-    "mla": Wanted(1.0, {0: 1.0, 2048: 1.15, 8192: 1.5}),
-    "mamba": Wanted(1.0, {0: 1.0, 2048: None}, depth_independent=True),
-    "mamba2": Wanted(1.0, {0: 1.0, 2048: None}, depth_independent=True),
-    "granite": Wanted(1.0, {0: 1.0, 2048: None}),
-}
-SCAN_WANTED = 10.0
-UNCHANGED = 0.95  # of the speed: less is not noise
-
-
-@dataclass(frozen=True)
-class Row:
-    """Tokens a second of each side (or what `what` says), and ours over the best of llama.cpp's.
-
-    `undisturbed` is that ratio of each side's fastest tenth, for a machine that has other work.
-    """
-
-    shape: str
-    what: str
-    rates: dict[str, float]
-    ratio: float
-    wanted: float | None
-    undisturbed: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        if self.wanted is None:
-            return ""
-        return "reached" if self.ratio >= self.wanted else "not reached"
+# Two or three bits leave little of a random model; of another one's logits 0.01 would be chance.
+CORRELATION = 0.2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="all unless named")
+    parser.add_argument("--bits", help="of our packages, such as 3.1,4.1; else 16 on all sides")
+    parser.add_argument("--rivals", default="Q4_0,Q4_K_M,Q3_K_M,Q2_K,genai", help="with --bits")
     parser.add_argument("--size", choices=SHAPES, default="real")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -96,6 +73,7 @@ def main() -> None:
     parser.add_argument("--cache", choices=["float32", "float16", "int8"], default="float16")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--flash", choices=["both", "auto"], default="both", help="of llama.cpp")
+    parser.add_argument("--depths", help="such as 0,8192; else those of the shape")
     parser.add_argument("--folder", type=Path, help="keep checkpoints and GGUF files here")
     parser.add_argument("--llama-python", type=Path, default=Path(sys.executable))
     parser.add_argument(
@@ -108,148 +86,194 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         for name in options.shapes or WANTED:
-            for row in compare(name, folder / f"{name}-{options.size}", options):
-                print(json.dumps(asdict(row)) if options.json else text(row), flush=True)
+            for row in Comparison(name, folder / f"{name}-{options.size}", options).rows():
+                print(json.dumps(asdict(row)) if options.json else row, flush=True)
             if options.folder is None:
                 shutil.rmtree(folder / f"{name}-{options.size}")
 
 
-def compare(name: str, folder: Path, options: argparse.Namespace) -> Iterator[Row]:
-    prepare(name, folder, options)
-    wanted = WANTED[name]
-    depths = {d: d if options.size == "real" else SMALL_DEPTHS.get(d, 0) for d in wanted.decode}
-    room = options.rounds * options.steps + 2 * PREFILL
-    with Peers() as peers:
-        start(peers, name, folder, max(depths.values()) + room, options)
-        report(check_agreement(peers, name, folder, options))
-        yield from cache_rows(peers, name)
-        yield prefill_row(peers, name, wanted.prefill, options)
-        ours: Seconds = {}
-        for asked, depth in depths.items():
-            seconds = decode_at(peers, name, depth, options)
-            ours[f"depth {depth}"] = seconds[OURS]
-            yield beside(name, f"decode at {depth}", seconds, wanted.decode[asked])
-            if name == "mla" and asked == 2048:
-                yield capacity_row(peers, name, folder, depth, options)
-    if wanted.depth_independent:
-        yield among_ours(name, "our decode, deep over fresh", ours)
-    if name == "mamba":
-        yield scan_row(name, options)
+class Comparison:
+    """One shape, all sides of it, and what is measured in turns."""
 
+    def __init__(self, name: str, folder: Path, options: argparse.Namespace) -> None:
+        self.name, self.options, self.wanted = name, options, WANTED[name]
+        self.models = Models(folder, options.size, name, options.llama_python, report)
+        bits = options.bits.split(",") if options.bits else []
+        self.bits = {f"{OURS} {each}": float(each) for each in bits}
+        depths = [int(d) for d in options.depths.split(",")] if options.depths else []
+        small = {} if options.size == "real" else SMALL_DEPTHS
+        self.depths = {d: small.get(d, d) for d in depths or self.wanted.depths}
+        room = options.rounds * options.steps + 2 * PREFILL_TOKENS
+        self.capacity = -(-(max(self.depths.values()) + room) // 256) * 256
 
-def prepare(name: str, folder: Path, options: argparse.Namespace) -> None:
-    checkpoint, gguf = folder / "checkpoint", folder / "f16.gguf"
-    if not checkpoint.exists():
-        report(f"{name}: writing a checkpoint ...")
-        write_checkpoint(SHAPES[options.size][name], checkpoint)
-    if not gguf.exists():
-        report(f"{name}: converting it to GGUF ...")
-        partial = gguf.with_suffix(".part")
-        order = {"kind": "gguf", "model": str(checkpoint), "out": str(partial)}
+    @property
+    def ours(self) -> list[str]:
+        return list(self.bits) or [OURS]
+
+    def rows(self) -> Iterator[Row]:
+        name = self.name
         with Peers() as peers:
-            peers.start("gguf", Peer(options.llama_python, order))
-        partial.rename(gguf)
-    report(f"{name}: exporting it ...")
-    shutil.rmtree(folder / "package", ignore_errors=True)
-    export_checkpoint(checkpoint, folder / "package", cache_dtype=options.cache)
+            self._start(peers)
+            report(self._agreement(peers))
+            yield from self._cache_rows(peers)
+            yield from self._targets(PREFILL, f"prefill {PREFILL_TOKENS}", self._prefill(peers))
+            decoded: dict[str, Seconds] = {side: {} for side in self.ours}
+            for asked, depth in self.depths.items():
+                seconds = self._decode_at(peers, depth)
+                for side in self.ours:
+                    decoded[side][f"depth {depth}"] = seconds[side]
+                yield from self._targets(asked, f"decode at {depth}", seconds)
+                if name == "mla" and asked == 2048 and not self.bits:
+                    yield self._capacity_row(peers, depth)
+        if self.wanted.depth_independent:
+            for side, seconds in decoded.items():
+                yield among_ours(name, f"{side} decode, deep over fresh", seconds)
+        if name == "mamba" and not self.bits:
+            yield scan_row(self.options)
 
+    def _start(self, peers: Peers) -> None:
+        options, models = self.options, self.models
+        common = {"threads": options.threads, "clock": options.clock, "capacity": self.capacity}
+        for side in self.ours:
+            package = models.package(options.cache, self.bits.get(side))
+            peers.start(
+                side, Peer(Path(sys.executable), {"kind": "ours", "model": str(package), **common})
+            )
+        if not self.bits:
+            self._start_llama(peers, LLAMA, models.gguf())
+        for rival in options.rivals.split(",") if self.bits else []:
+            if rival != "genai":
+                self._start_llama(peers, f"{LLAMA} {rival}", models.quantised_gguf(rival))
+            elif self.name == "llama":  # its builder knows no other of our shapes
+                order = {"kind": "genai", "model": str(models.genai()), **common}
+                peers.start(GENAI, Peer(options.llama_python, order))
+        for dtype in options.torch:
+            order = {"kind": "torch", "model": str(models.checkpoint()), "dtype": dtype}
+            order |= {"threads": options.threads, "clock": options.clock}
+            silent = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+            peers.start(f"torch {dtype}", Peer(Path(sys.executable), order, silent))
 
-def start(
-    peers: Peers, name: str, folder: Path, capacity: int, options: argparse.Namespace
-) -> None:
-    common = {"threads": options.threads, "clock": options.clock}
-    common |= {"capacity": -(-capacity // 256) * 256}
-    ours = {"kind": "ours", "model": str(folder / "package"), **common}
-    peers.start(OURS, Peer(Path(sys.executable), ours))
-    llama = {"kind": "llama", "model": str(folder / "f16.gguf"), **common}
-    environment = {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": str(options.threads)}
-    peers.start(LLAMA, Peer(options.llama_python, llama | {"flash": -1}, environment))
-    if name == "mla" and options.flash == "both":
-        peers.start(LLAMA_PLAIN, Peer(options.llama_python, llama | {"flash": 0}, environment))
-    for dtype in options.torch:
-        order = {"kind": "torch", "model": str(folder / "checkpoint"), "dtype": dtype}
-        order |= {"threads": options.threads, "clock": options.clock}
-        silent = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
-        peers.start(f"torch {dtype}", Peer(Path(sys.executable), order, silent))
+    def _start_llama(self, peers: Peers, side: str, model: Path) -> None:
+        options = self.options
+        order = {"kind": "llama", "model": str(model), "threads": options.threads}
+        order |= {"clock": options.clock, "capacity": self.capacity}
+        environment = {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": str(options.threads)}
+        python = options.llama_python
+        peers.start(side, Peer(python, order | {"flash": -1}, environment))
+        if self.name == "mla" and options.flash == "both":
+            plain = order | {"flash": 0}
+            peers.start(f"{side}, no flash", Peer(python, plain, environment))
 
+    def _agreement(self, peers: Peers) -> str:
+        """After a prompt and after each of some more tokens."""
+        found = {side: self._logits(peer) for side, peer in peers.items()}
+        if not self.bits:
+            return self._same(found)
+        with Peers() as full:
+            self._start_llama(full, LLAMA, self.models.gguf())
+            expected = self._logits(full[LLAMA])
+        said = []
+        for side, logits in found.items():
+            correlation = float(np.corrcoef(logits.ravel(), expected.ravel())[0, 1])
+            said.append(f"{side} {correlation:.2f}")
+            if not correlation > CORRELATION:
+                raise SystemExit(
+                    f"{self.name}: {side} is another model, its logits go with those at 16 bits "
+                    f"by {correlation:.2f}"
+                )
+        return f"{self.name}: correlation of logits with those at 16 bits: " + ", ".join(said)
 
-def check_agreement(peers: Peers, name: str, folder: Path, options: argparse.Namespace) -> str:
-    """The same logits after a prompt and after each of some more tokens."""
-    vocab = SHAPES[options.size][name].vocab
-    ids = np.random.default_rng(0).integers(0, vocab, 56).tolist()
-    found = {}
-    for side, peer in peers.items():
-        path = folder / "logits.npy"
+    def _logits(self, peer: Peer) -> NDArray[np.float32]:
+        vocab = SHAPES[self.options.size][self.name].vocab
+        ids = np.random.default_rng(0).integers(0, vocab, 56).tolist()
+        path = self.models.folder / "logits.npy"
         peer.ask("logits", ids=ids, split=48, out=str(path))
-        found[side] = np.load(path)
-    ours, said = found.pop(OURS), []
-    for side, theirs in found.items():
-        difference = float(np.abs(ours - theirs).max() / theirs.std())
-        said.append(f"{side} {difference:.1e}")
-        if not difference < AGREEMENT and "bfloat16" not in side:
-            raise SystemExit(f"{name}: {side} gives other logits, by {difference:.1e} deviations")
-    return f"{name}: largest difference of logits, in deviations: " + ", ".join(said)
+        logits: NDArray[np.float32] = np.load(path)
+        return logits
 
+    def _same(self, found: dict[str, NDArray[np.float32]]) -> str:
+        ours, said = found.pop(OURS), []
+        for side, theirs in found.items():
+            difference = float(np.abs(ours - theirs).max() / theirs.std())
+            said.append(f"{side} {difference:.1e}")
+            if not difference < AGREEMENT and "bfloat16" not in side:
+                raise SystemExit(
+                    f"{self.name}: {side} gives other logits, by {difference:.1e} deviations"
+                )
+        return f"{self.name}: largest difference of logits, in deviations: " + ", ".join(said)
 
-def cache_rows(peers: Peers, name: str) -> Iterator[Row]:
-    sizes = {side: peers[side].description for side in (OURS, LLAMA)}
-    for key, what in (("per_token", "cache, bytes a token"), ("fixed", "state, bytes")):
-        rates = {side: float(size[key]) for side, size in sizes.items()}
-        if rates[OURS]:
-            yield Row(name, what, rates, rates[OURS] / rates[LLAMA], None)
+    def _cache_rows(self, peers: Peers) -> Iterator[Row]:
+        rival = next(side for side, _ in peers.items() if side.startswith(LLAMA))
+        sizes = {side: peers[side].description for side in (self.ours[0], rival)}
+        for key, what in (("per_token", "cache, bytes a token"), ("fixed", "state, bytes")):
+            rates = {side: float(size[key]) for side, size in sizes.items()}
+            if rates[self.ours[0]]:
+                yield Row(self.name, what, rates, rates[self.ours[0]] / rates[rival], None)
 
+    def _targets(self, what: str | int, said: str, seconds: Seconds) -> Iterator[Row]:
+        """Each side of ours beside each rival; where no ratio is wanted, for comparison."""
+        wanted = self.wanted.quantised if self.bits else self.wanted.at_16_bits
+        rivals = dict.fromkeys(side.partition(", ")[0] for side in seconds)
+        for side in self.ours:
+            for rival in rivals:
+                if rival in self.ours or rival.startswith("torch"):
+                    continue
+                least = [t.least for t in wanted if self._is_meant(t, what, side, rival)]
+                yield beside(self.name, said, side, rival, seconds, least[0] if least else None)
 
-def prefill_row(peers: Peers, name: str, wanted: float, options: argparse.Namespace) -> Row:
-    for _, peer in peers.items():
-        peer.ask("feed", tokens=32)
-    taken: dict[str, list[float]] = {}
-    for number in range(options.rounds):
-        for side, peer in peers.items():
-            if number and side.startswith("torch"):
-                continue
+    def _is_meant(self, target: Target, what: str | int, side: str, rival: str) -> bool:
+        if (target.what, target.rival) != (what, rival):
+            return False
+        return target.bits is None or target.bits == int(self.bits[side])
+
+    def _prefill(self, peers: Peers) -> Seconds:
+        for _, peer in peers.items():
             peer.ask("clear")
-            taken.setdefault(side, []).append(peer.ask("feed", tokens=PREFILL))
-    seconds = {side: [one / PREFILL for one in found] for side, found in taken.items()}
-    return beside(name, f"prefill {PREFILL}", seconds, wanted)
+            peer.ask("feed", tokens=32)
+        taken: Seconds = {}
+        for number in range(self.options.rounds):
+            for side, peer in peers.items():
+                if number and side.startswith("torch"):
+                    continue
+                peer.ask("clear")
+                seconds = peer.ask("feed", tokens=PREFILL_TOKENS) / PREFILL_TOKENS
+                taken.setdefault(side, []).append(seconds)
+        return taken
 
-
-def decode_at(peers: Peers, name: str, depth: int, options: argparse.Namespace) -> Seconds:
-    sides = {s: p for s, p in peers.items() if not depth or not s.startswith("torch")}
-    for side, peer in sides.items():
-        peer.ask("clear")
-        if depth:
-            report(f"{name}: {side} reads {depth} tokens ...")
-            peer.ask("feed", tokens=depth)
-    return decode_seconds(sides, options)
-
-
-def decode_seconds(sides: dict[str, Peer], options: argparse.Namespace) -> Seconds:
-    for side, peer in sides.items():
-        peer.ask("decode", tokens=1 if side.startswith("torch") else 4)
-    taken: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(options.rounds):
+    def _decode_at(self, peers: Peers, depth: int) -> Seconds:
+        sides = {s: p for s, p in peers.items() if not depth or not s.startswith("torch")}
         for side, peer in sides.items():
-            if not number or not side.startswith("torch"):
-                taken[side] += peer.ask("decode", tokens=options.steps)
-    return taken
+            peer.ask("clear")
+            if depth:
+                report(f"{self.name}: {side} reads {depth} tokens ...")
+                peer.ask("feed", tokens=depth)
+        return self._decode(sides)
+
+    def _decode(self, sides: dict[str, Peer]) -> Seconds:
+        for side, peer in sides.items():
+            peer.ask("decode", tokens=1 if side.startswith("torch") else 4)
+        taken: Seconds = {side: [] for side in sides}
+        for number in range(self.options.rounds):
+            for side, peer in sides.items():
+                if not number or not side.startswith("torch"):
+                    taken[side] += peer.ask("decode", tokens=self.options.steps)
+        return taken
+
+    def _capacity_row(self, peers: Peers, depth: int) -> Row:
+        """Room for many more tokens costs no time; `peers` are at this depth already."""
+        order: dict[str, object] = {"kind": "ours", "model": str(self.models.folder / "package")}
+        order |= {"threads": self.options.threads, "clock": self.options.clock}
+        with Peers() as more:
+            peer = Peer(Path(sys.executable), order | {"capacity": LARGEST_CAPACITY})
+            large = more.start("large", peer)
+            large.ask("feed", tokens=depth)
+            sides = {f"capacity {peer.capacity}": peer for peer in (peers[OURS], large)}
+            return among_ours(self.name, f"our decode at {depth}", self._decode(sides))
 
 
-def capacity_row(
-    peers: Peers, name: str, folder: Path, depth: int, options: argparse.Namespace
-) -> Row:
-    """Room for many more tokens costs no time; `peers` are at this depth already."""
-    order: dict[str, object] = {"kind": "ours", "model": str(folder / "package")}
-    order |= {"threads": options.threads, "clock": options.clock, "capacity": LARGEST_CAPACITY}
-    with Peers() as more:
-        large = more.start("large", Peer(Path(sys.executable), order))
-        large.ask("feed", tokens=depth)
-        sides = {f"capacity {peer.capacity}": peer for peer in (peers[OURS], large)}
-        return among_ours(name, f"our decode at {depth}", decode_seconds(sides, options))
-
-
-def scan_row(name: str, options: argparse.Namespace) -> Row:
+def scan_row(options: argparse.Namespace) -> Row:
     """From the bench of the kernel by itself, at mamba-1.4b's channels."""
-    report(f"{name}: the scan beside LinearAttention ...")
+    report("mamba: the scan beside LinearAttention ...")
     script = Path(__file__).with_name("selective_scan.py")
     command = [sys.executable, str(script), "--json", "--threads", str(options.threads)]
     rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -257,40 +281,7 @@ def scan_row(name: str, options: argparse.Namespace) -> Row:
     sides = {OURS: row["microseconds"], "LinearAttention": row["linear_attention"]}
     rates = {side: 512 / (spent * 1e-6) for side, spent in sides.items()}
     what = "scan of 512 tokens, one layer"
-    return Row(name, what, rates, rates[OURS] / rates["LinearAttention"], SCAN_WANTED)
-
-
-def beside(name: str, what: str, seconds: Seconds, wanted: float | None) -> Row:
-    rates = medians(seconds)
-    ratio, undisturbed = (
-        each[OURS] / max(rate for side, rate in each.items() if side.startswith(LLAMA))
-        for each in (rates, fastest(seconds))
-    )
-    return Row(name, what, rates, ratio, wanted, undisturbed)
-
-
-def among_ours(name: str, what: str, seconds: Seconds) -> Row:
-    """The last over the first: it must not be slower."""
-    rates, fast = medians(seconds), list(fastest(seconds).values())
-    ratio = list(rates.values())[-1] / next(iter(rates.values()))
-    return Row(name, what, rates, ratio, UNCHANGED, fast[-1] / fast[0])
-
-
-def medians(seconds: Seconds) -> dict[str, float]:
-    return {side: 1 / statistics.median(found) for side, found in seconds.items()}
-
-
-def fastest(seconds: Seconds) -> dict[str, float]:
-    return {side: 1 / sorted(found)[len(found) // 10] for side, found in seconds.items()}
-
-
-def text(row: Row) -> str:
-    wanted = f"wanted {row.wanted:.2f}  {row.verdict}" if row.wanted else ""
-    undisturbed = f"({row.undisturbed:.2f})" if row.undisturbed else ""
-    rates = "  ".join(f"{side} {rate:,.4g}" for side, rate in row.rates.items())
-    return (
-        f"{row.shape:8} {row.what:30} ratio {row.ratio:5.2f} {undisturbed:6} {wanted:24}  {rates}"
-    )
+    return Row("mamba", what, rates, rates[OURS] / rates["LinearAttention"], SCAN_WANTED)
 
 
 def report(line: str) -> None:
