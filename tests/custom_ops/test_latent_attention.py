@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from edgewright.custom_ops import OPS
 from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.latent_attention import reference as torch_reference
+from edgewright.custom_ops.packed_weights import (
+    WIDTHS,
+    QuantizedMatrix,
+    QuantizedRows,
+    pack,
+    to_bfloat16,
+)
 from tests.custom_ops.cache_values import cached, held, unseen
+from tests.custom_ops.packed_cases import random_rows
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 EPSILON = float(np.finfo(np.float32).eps)
@@ -47,6 +55,7 @@ class Case:
     window: int = 0
     dtype: str = "float32"  # of the cache
     weight: str = "float32"
+    bits: tuple[int, ...] = ()  # of the packed weight's segments, where it is one
 
     @property
     def attributes(self) -> dict[str, int | float]:
@@ -80,11 +89,34 @@ class Case:
                 arrays[name][row, count:] = np.nan
         for row, count in enumerate(self.length):
             table[row, max(-(-(self.start[row] + count) // page), 1) :] = 10**12
-        up = _normal(rng, (sizes.heads * (sizes.nope + sizes.value), sizes.rank))
-        arrays["up"] = (up * sizes.rank**-0.5).astype(WEIGHTS[self.weight])
+        if self.bits:
+            arrays["up"] = pack([self.quantised()])
+        else:
+            up = _normal(rng, (sizes.heads * (sizes.nope + sizes.value), sizes.rank))
+            arrays["up"] = (up * sizes.rank**-0.5).astype(WEIGHTS[self.weight])
         arrays["start"] = np.array(self.start, np.int64)
         arrays["length"] = np.array(self.length, np.int64)
         return {tensor.name: arrays[tensor.name] for tensor in OPS["LatentAttention"].inputs}
+
+    def quantised(self) -> QuantizedMatrix:
+        """Segments that end anywhere, of values of about the size that other weights have."""
+        rng, sizes = np.random.default_rng(7), self.sizes
+        rows = sizes.heads * (sizes.nope + sizes.value)
+        ends = [rows * i // len(self.bits) for i in range(len(self.bits) + 1)]
+
+        def segment(bits: int, count: int) -> QuantizedRows:
+            drawn = random_rows(rng, count, sizes.rank, bits, 64, outliers=0.02)
+            scale = rng.uniform(0.5, 1.5, count) * sizes.rank**-0.5 / 40 / (1 << bits)
+            return replace(drawn, row_scale=to_bfloat16(scale))
+
+        counts = np.diff(ends)
+        pairs = zip(self.bits, counts, strict=True)
+        return QuantizedMatrix(tuple(segment(bits, int(count)) for bits, count in pairs))
+
+    def up(self) -> NDArray[np.float64]:
+        """[H, Dn+Dv, R]"""
+        up = self.quantised().dequantised() if self.bits else self.arrays()["up"]
+        return up.astype(np.float64).reshape(self.sizes.heads, -1, self.sizes.rank)
 
     def stored(self, tokens: NDArray[Any]) -> NDArray[Any]:
         """[..., R+Dr] as the cache keeps it: a latent and a rotated key are a row each."""
@@ -157,10 +189,32 @@ CASES += [
     Case(Sizes(heads=1, rank=530, rope=8, nope=12, value=9), 20, (9,), (20,), dtype="float16"),
 ]
 
+CASES += [  # packed weights: every width, alone and beside another, in either form
+    Case(SIZES[(i + j) % 4], *steps, page=16 * (i % 2), dtype=dtype, bits=(*others, bits))
+    for i, (bits, others) in enumerate(
+        zip(WIDTHS, ((), (8,), (2, 3), (), (4, 4), (6,)), strict=True)
+    )
+    for j, (steps, dtype) in enumerate(
+        (
+            ((1, (5, 70, 0), (1, 1, 0)), "float16"),
+            ((33, (0, 14, 100), (33, 20, 1)), "float32"),
+            ((130, (0, 61), (130, 77)), "int8"),
+        )
+    )
+    if dtype != "int8" or SIZES[(i + j) % 4].rope >= 8
+]
+CASES += [
+    Case(SIZES[2], 1, (1500, 0, 700), (1, 1, 0), dtype="float16", bits=(4,)),
+    Case(SIZES[3], 150, (500, 0), (150, 99), window=260, bits=(5, 3)),
+    Case(Sizes(heads=2, rank=40, rope=8, nope=270, value=300), 40, (5, 30), (40, 9), bits=(6, 2)),
+    Case(Sizes(heads=1, rank=530, rope=8, nope=12, value=9), 20, (9,), (20,), bits=(3,)),
+]
+
 
 def _id(case: Case) -> str:
     sizes = ".".join(map(str, astuple(case.sizes)))
-    rest = (case.seq, case.start, case.length, case.page, case.window, case.dtype, case.weight)
+    weight = f"bits{case.bits}" if case.bits else case.weight
+    rest = (case.seq, case.start, case.length, case.page, case.window, case.dtype, weight)
     return f"{sizes} {' '.join(str(value).replace(' ', '') for value in rest)}"
 
 
@@ -178,7 +232,7 @@ def expected(case: Case) -> Expected:
     rank, nope, scale = sizes.rank, sizes.nope, case.attributes["scale"]
     pool = arrays["cache"].copy()
     page = pool.shape[1]
-    ups = arrays["up"].astype(np.float64).reshape(sizes.heads, nope + sizes.value, rank)
+    ups = case.up()
     output = np.zeros((len(case.start), case.seq, sizes.heads, sizes.value))
     worst = 0.0
     for row, (start, length) in enumerate(zip(case.start, case.length, strict=True)):
@@ -249,7 +303,9 @@ def test_kernel_takes_weights_from_any_address(
 
 
 @pytest.mark.parametrize("side", ["body", "kernel"])
-@pytest.mark.parametrize("case", [replace(c, weight="float16") for c in CASES[::7]], ids=_id)
+@pytest.mark.parametrize(
+    "case", [replace(c, weight="float16") for c in CASES[::7] if not c.bits], ids=_id
+)
 def test_in_place(case: Case, side: str, single_op: Op, library: Library) -> None:
     """A cache bound as input and output stays where it is, and nothing else in it changes."""
     arrays = case.arrays()

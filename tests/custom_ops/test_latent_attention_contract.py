@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from edgewright.custom_ops import torch_ops
 from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.latent_attention import reference as torch_reference
+from edgewright.custom_ops.packed_weights import pack
+from tests.custom_ops.packed_cases import random_matrix
 
 reference: Callable[..., tuple[torch.Tensor, ...]] = torch_reference.reference
 Op = Callable[..., Any]
@@ -96,6 +98,12 @@ def _arrays() -> dict[str, NDArray[Any]]:
     }
 
 
+def _packed(rows: int, columns: int, stack: int = 1, column_scale: bool = False) -> NDArray[Any]:
+    rng = np.random.default_rng(0)
+    draw = [(rows, 4)], columns
+    return pack([random_matrix(rng, *draw, column_scale=column_scale) for _ in range(stack)])
+
+
 ATTRIBUTES = {"num_heads": HEADS, "scale": 0.3, "window": 0}
 NONE = np.zeros(2, np.int64)
 LARGEST = np.iinfo(np.int64).max
@@ -123,6 +131,11 @@ BAD_INPUTS: dict[str, tuple[str, NDArray[Any], str]] = {
     "weight of another rank": ("up", np.zeros((72, 23), FLOAT), "dimension 1 of up is 23, not 24"),
     "weight of other heads": ("up", np.zeros((71, RANK), FLOAT), "not a multiple of num_heads"),
     "weight without values": ("up", np.zeros((HEADS * NOPE, RANK), FLOAT), "nothing is left"),
+    "packed weight of another rank": ("up", _packed(72, 23), "23 columns; one of 24"),
+    "packed weight of other heads": ("up", _packed(71, RANK), "71, not a multiple of num_heads"),
+    "two packed weights": ("up", _packed(72, RANK, 2), "has 2 matrices of 24 columns; one"),
+    "packed weight with column scales": ("up", _packed(72, RANK, 1, True), "without column scales"),
+    "no packed weight": ("up", np.zeros(640, np.uint8), "does not begin with EWPM"),
     "cache of another width": ("cache", np.zeros((5, 4, 29), FLOAT), "of cache is 29, not 30"),
     "no slots": ("cache", np.zeros((5, 0, 30), FLOAT), "is empty"),
     "cache by heads": ("cache", np.zeros((5, 1, 4, 30), FLOAT), "cache has 4 dimensions, not 3"),
