@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -30,6 +29,7 @@ from edgewright.export.passes import simplify
 from edgewright.export.providers import Provider
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup, plan_of
+from edgewright.export.quantize.quantize import Quantized, quantize_model
 from edgewright.export.state_order import prove_state_order
 from edgewright.export.stored import Stored
 from edgewright.export.tokenizer import write_tokenizer
@@ -42,9 +42,6 @@ from edgewright.export.weights import (
     write_large,
 )
 from edgewright.model.loading import LazyModel, open_model
-
-if TYPE_CHECKING:
-    from edgewright.export.quantize.quantize import Quantized
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Warn = Callable[[str], None]
@@ -100,8 +97,6 @@ def export_checkpoint(
         graph = traced_graph(model)
         stored, asked, quantized = _as_it_is(model, graph), options.as_provenance(), None
         if options.quantize is not None:
-            from edgewright.export.quantize.quantize import quantize_model
-
             plan = plan_of(graph.model.graph, model)
             quantized = quantize_model(model, plan, options.quantize, tell, caution)
             stored = _pack(model, graph, plan, quantized, writer)
