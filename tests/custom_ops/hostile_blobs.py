@@ -97,6 +97,7 @@ Draw = Callable[[np.random.Generator], tuple[Inputs, tuple[str, ...]]]
 DRAWS: Mapping[str, tuple[Draw, Mapping[str, int | float | str]]] = {
     "BlockGather": (_gather, {}),
     "BlockMatMul": (_product, {}),
+    "GatedMatMul": (_product, {"activation": "silu"}),
     "LatentAttention": (_attention, {"num_heads": 2, "scale": 0.3, "window": 0}),
     "RoutedExperts": (_experts, {"activation": "silu", "alpha": 1.0, "limit": 1.0}),
 }
