@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgewright.artifacts.errors import ExportError
-from edgewright.custom_ops.packed_weights import Segment, packed_bytes_of
-from edgewright.export.quantize.allocate import Part, Share, Unmet, allocate
+from edgewright.custom_ops.packed_weights import WIDTHS, Segment, packed_bytes_of
+from edgewright.export.quantize.allocate import Choice, Part, Share, Unmet, allocate
 from edgewright.export.quantize.plan import WeightGroup
 from edgewright.model.loading import LazyModel
 
@@ -35,8 +35,7 @@ def fit_budget(
         except Unmet as unmet:
             least = 8 * (unmet.least_bytes + allowed - budget) / count
             raise ExportError(
-                f"bits={bits:g} cannot be met: with every weight at its fewest bits, and what is"
-                f" kept as it is, this model has {least:.3f}; ask for at least that"
+                f"bits={bits:g} cannot be met: this model has at least {least:.3f}; ask for that"
             ) from None
         exact = sum(
             exact_bytes(by_key[key], found, block, key in scaled) for key, found in shares.items()
@@ -47,6 +46,20 @@ def fit_budget(
         # Headers and padding, which no part can be charged with.
         budget -= over
     raise AssertionError("the sizes of the parts do not add up")
+
+
+def check_reachable(model: LazyModel, plan: Sequence[WeightGroup], bits: float, block: int) -> None:
+    """Before anything is measured: refuse a budget that even the fewest bits exceed."""
+    least = Choice(min(WIDTHS), 0.0)
+    stored = kept_bytes(model, plan)
+    for group in plan:
+        stored += exact_bytes(group, [Share(group.key, group.shape[1], least)], block, False)
+    found = 8 * stored / model.parameter_count
+    if found > bits:
+        raise ExportError(
+            f"bits={bits:g} cannot be met: with every weight at its fewest bits, and what is kept"
+            f" as it is, this model has {found:.3f}; ask for at least that"
+        )
 
 
 def kept_bytes(model: LazyModel, plan: Sequence[WeightGroup]) -> int:

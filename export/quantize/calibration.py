@@ -1,5 +1,5 @@
-"""A lazy model, the widths of its weights and calibration text go in; the quantised stacks come out,
-in a folder, one layer's weights in memory at a time.
+"""A lazy model, the widths of its weights and calibration text go in; the quantised stacks come
+out, in a folder, one layer's weights in memory at a time.
 
 Each layer's weights are quantised for what the quantised layers before it give them, and then moved
 so that the layer gives what the exact one gives.

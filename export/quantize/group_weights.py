@@ -71,7 +71,9 @@ def _matrix(
     if scaled and hessian is not None:
         whole = rows_of(model, group, index, 0, group.shape[1])
         widest = max(shares, key=lambda share: share.rows)
-        column_scale = awq.column_scale(whole, recipe_of(widest.choice, block), hessian)
+        column_scale = awq.column_scale(
+            whole, recipe_of(widest.choice, block), hessian, compensated=compensated
+        )
         if column_scale is not None:
             hessian = hessian * column_scale * column_scale[:, None]
     segments: list[QuantizedRows] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -23,7 +22,7 @@ from edgewright.export.quantize.sensitivity import Sensitivity
 from edgewright.model.loading import LazyModel
 
 # Rows, and matrices of a stack, that stand for all of a part.
-_SAMPLED_ROWS, _SAMPLED_MATRICES = 64, 4
+_SAMPLED_ROWS, _SAMPLED_MATRICES = 32, 2
 _FEW_BITS = 4
 # Neighbouring rows are one part unless one's errors matter so many times more: a bit is a factor 4.
 _ALIKE = 3.0
@@ -123,10 +122,13 @@ def _prices(
 
 
 def choices(options: QuantizeOptions) -> list[Choice]:
-    shares = sorted({0.0, options.outliers})
-    plain = [Choice(bits, share) for bits in WIDTHS for share in shares if not share or bits < 8]
-    # Where there are few codes, a zero point in the right place can be worth its byte.
-    return plain + [replace(choice, zeros=True) for choice in plain if choice.bits <= _FEW_BITS]
+    found = [Choice(bits, 0.0) for bits in WIDTHS]
+    # Where there are few codes, outliers and a zero point in the right place can be worth theirs.
+    for bits in (bits for bits in WIDTHS if bits <= _FEW_BITS):
+        found.append(Choice(bits, 0.0, zeros=True))
+        if options.outliers:
+            found.append(Choice(bits, options.outliers))
+    return found
 
 
 def recipe_of(choice: Choice, block: int) -> Recipe:

@@ -17,7 +17,7 @@ from torch import Tensor
 from edgewright.artifacts.errors import ExportError
 from edgewright.artifacts.json_text import Json
 from edgewright.export.quantize.allocate import Choice, Share
-from edgewright.export.quantize.budget import Shares, fit_budget, kept_bytes
+from edgewright.export.quantize.budget import Shares, check_reachable, fit_budget, kept_bytes
 from edgewright.export.quantize.calibration import STAGE, calibrate
 from edgewright.export.quantize.group_weights import quantise_group
 from edgewright.export.quantize.observe import Hessians
@@ -85,6 +85,7 @@ def quantize_model(
 ) -> Quantized:
     if not plan:
         raise ExportError("this model has no weight that can be quantised: leave out --bits")
+    check_reachable(model, plan, options.bits, options.block)
     text = None if options.method == "rtn" else read_text(model, options)
     work = WorkFolder(options.resume, _made_of(model, plan, options, text))
     known = _measured(model, plan, options, text, work, progress)

@@ -32,11 +32,10 @@ class TunedRows:
     def __init__(self, rows: QuantizedRows, weight: Tensor) -> None:
         """`weight` [N, K]: the exact values, with the column scale taken out."""
         self._rows = rows
-        zeros = rows.zeros
-        middle = np.float32(1 << (rows.bits - 1))
-        self._centre = torch.from_numpy(
-            np.full_like(rows.scales(), middle) if zeros is None else zeros.astype(np.float32)
-        )
+        centre = np.full_like(rows.scales(), 1 << (rows.bits - 1))
+        if rows.zeros is not None:
+            centre = rows.zeros.astype(np.float32)
+        self._centre = torch.from_numpy(centre - np.float32(rows.half / 2))
         scales = torch.from_numpy(rows.scales().copy())
         codes = torch.from_numpy(rows.codes.astype(np.float32))
         per_column = self._spread(scales)
