@@ -1,5 +1,5 @@
-// Codes of a packed weight as they lie in memory, and the bytes that they are: 32 columns of a strip,
-// 64 * bits bytes, become 8 quads of 64 bytes (byte r * 4 + k for row r and column k of 4).
+// Codes of a packed weight as they lie in memory, and the bytes that they are: 32 columns of a
+// strip, 64 * bits bytes, become 8 quads of 64 bytes (byte r * 4 + k for row r and column k of 4).
 #pragma once
 #include "native/packed.h"
 
@@ -14,8 +14,8 @@ using WordsOf = uint16_t __attribute__((vector_size(sizeof(B))));
 constexpr size_t kQuadsOfStep = kPackedStep / 4;
 constexpr size_t kPartsOfLine = kPackedLine / sizeof(Bytes);
 
-// Both shift in words of 16 bits, since no processor has it for bytes; `lower_bits` masks off what came
-// over from the next byte, `raised` is for codes so small that nothing leaves theirs.
+// Both shift in words of 16 bits, since no processor has it for bytes; `lower_bits` masks off what
+// came over from the next byte, `raised` is for codes so small that nothing leaves theirs.
 template <int kBits, class B>
 static inline B lower_bits(B v, int by) {
   return (B)((WordsOf<B>)v >> by) & uint8_t((1 << kBits) - 1);
@@ -45,7 +45,8 @@ static inline void unpack_step(const uint8_t* from, B (&quads)[kQuadsOfStep]) {
     const B high = line(4);
 #pragma unroll
     for (size_t i = 0; i < 8; i++) {
-      quads[i] = lower_bits<4>(line(i / 2), 4 * int(i % 2)) | raised(lower_bits<1>(high, int(i)), 4);
+      const auto low = lower_bits<4>(line(i / 2), 4 * int(i % 2));
+      quads[i] = low | raised(lower_bits<1>(high, int(i)), 4);
     }
   } else if constexpr (kBits == 6) {
 #pragma unroll
@@ -53,7 +54,8 @@ static inline void unpack_step(const uint8_t* from, B (&quads)[kQuadsOfStep]) {
       const B v[3] = {line(3 * g), line(3 * g + 1), line(3 * g + 2)};
 #pragma unroll
       for (size_t j = 0; j < 3; j++) quads[4 * g + j] = lower_bits<6>(v[j], 0);
-      quads[4 * g + 3] = lower_bits<2>(v[0], 6) | raised(lower_bits<2>(v[1], 6), 2) | raised(lower_bits<2>(v[2], 6), 4);
+      quads[4 * g + 3] = lower_bits<2>(v[0], 6) | raised(lower_bits<2>(v[1], 6), 2) |
+                         raised(lower_bits<2>(v[2], 6), 4);
     }
   } else {
 #pragma unroll
@@ -74,7 +76,7 @@ static inline void with_bits(int bits, const Use& use) {
   }
 }
 
-// The scales of one block of a strip's rows, without the 2^-shift; kRows of them from `row` on.
+// The scales of one block of a strip's rows, each times `factor`.
 static inline void block_scales(const PackedSegment& s, const PackedStrip& strip, size_t block,
                                 float factor, float* to) {
   for (size_t r = 0; r < kStripRows; r += kLanes) {

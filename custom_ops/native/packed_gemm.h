@@ -46,6 +46,8 @@ struct GemmScratch {
   float scale[kGroupStrips][kGemmBlocks][kStripRows];
   int32_t offset[kGroupStrips][kGemmBlocks][kStripRows];  // to be added to every code
   tile::X x[tile::kRows * kTileXStride];
+  // -kSmallXBias times the sums of the panel, where its bytes are multiplied as small ones.
+  int32_t start[tile::kHasSmall ? kGroupStrips : 1][kGemmBlocks][kStripRows];
   float x_scale[kGemmBlocks][tile::kRows];
   int32_t x_sum[kGemmBlocks][tile::kRows];
 };
@@ -55,6 +57,7 @@ struct GemmPiece {
   size_t first, columns, block, blocks;
   bool same_offset;  // of all codes: then it is `offset`
   int32_t offset;
+  bool small;  // all bytes of the panels
 
   size_t quads(size_t b) const { return (b + 1 < blocks ? block : columns - b * block) / 4; }
 };
@@ -74,9 +77,11 @@ EDGE_OUT_OF_LINE void unpack_codes(const uint8_t* codes, size_t steps, int shift
   }
 }
 
-static inline void add_outliers(const PackedStrip& strip, size_t first_chunk, size_t chunks,
+// Returns whether all that they came to is small.
+static inline bool add_outliers(const PackedStrip& strip, size_t first_chunk, size_t chunks,
                                 int8_t* panel) {
   size_t at = 0;
+  int least = 0, most = 0;
   for (size_t c = 0; c < first_chunk; c++) at += strip.counts[c];
   for (size_t c = first_chunk; c < first_chunk + chunks; c++) {
     int8_t* from = panel + (c - first_chunk) * kChunkColumns * kStripRows;
@@ -85,21 +90,26 @@ static inline void add_outliers(const PackedStrip& strip, size_t first_chunk, si
       const uint32_t row = entry & 15, column = entry >> 4 & 63;
       int8_t& value = from[column / 4 * kPackedLine + row * 4 + column % 4];
       value = int8_t(value + int(entry >> 10) - 32);
+      least = value < least ? value : least;
+      most = value > most ? value : most;
     }
   }
+  return least >= -tile::kSmall && most <= tile::kSmall;
 }
 
-static inline void unpack_strip(const GroupStrip& g, const GemmPiece& piece, size_t i,
+// Returns whether all bytes are small.
+static inline bool unpack_strip(const GroupStrip& g, const GemmPiece& piece, size_t i,
                                 GemmScratch* scratch) {
   const PackedSegment& s = g.segment;
+  bool small = s.bits < 8;
   int8_t* panel = scratch->panel + i * kGroupStride;
   with_bits(s.bits, [&]<int kBits>() {
     const uint8_t* codes = g.strip.codes + piece.first / kPackedStep * kPackedLine * kBits;
     unpack_codes<kBits>(codes, piece.columns / kPackedStep, s.shift, panel);
   });
   if (g.strip.counts) {
-    add_outliers(g.strip, piece.first / kChunkColumns,
-                 (piece.columns + kChunkColumns - 1) / kChunkColumns, panel);
+    small &= add_outliers(g.strip, piece.first / kChunkColumns,
+                          (piece.columns + kChunkColumns - 1) / kChunkColumns, panel);
   }
   const size_t first = piece.first / piece.block;
   for (size_t b = 0; b < piece.blocks; b++) {
@@ -111,14 +121,34 @@ static inline void unpack_strip(const GroupStrip& g, const GemmPiece& piece, siz
           zeros ? g.offset(zeros[(first + b) * kStripRows + r]) : g.offset();
     }
   }
+  return small;
+}
+
+static inline void sum_panel(const GemmPiece& piece, size_t i, GemmScratch* scratch) {
+  if constexpr (tile::kHasSmall) {
+    const int8_t* panel = scratch->panel + i * kGroupStride;
+    for (size_t b = 0; b < piece.blocks; b++) {
+      I32 sums[tile::kStripVectors];
+      tile::panel_sums(panel, piece.quads(b), sums);
+      for (size_t v = 0; v < tile::kStripVectors; v++) {
+        write(scratch->start[i][b] + v * kLanes, sums[v] * -tile::kSmallXBias);
+      }
+      panel += piece.quads(b) * kPackedLine;
+    }
+  }
 }
 
 static inline void gather_x(const PackedX& x, size_t m, size_t rows, const GemmPiece& piece,
                             GemmScratch* scratch) {
   const size_t first = piece.first / piece.block;
   for (size_t r = 0; r < rows; r++) {
-    tile::copy_x(x.q + (m + r) * x.stride + piece.first, piece.columns,
-                 scratch->x + r * kTileXStride);
+    const int8_t* from = x.q + (m + r) * x.stride + piece.first;
+    if (tile::kHasSmall && piece.small) {
+      tile::copy_small_x(from, piece.columns,
+                         reinterpret_cast<uint8_t*>(scratch->x) + r * kTileXStride);
+    } else {
+      tile::copy_x(from, piece.columns, scratch->x + r * kTileXStride);
+    }
     const size_t at = (m + r) * x.blocks + first;
     for (size_t b = 0; b < piece.blocks; b++) {
       scratch->x_scale[b][r] = x.scales[at + b];
@@ -127,19 +157,29 @@ static inline void gather_x(const PackedX& x, size_t m, size_t rows, const GemmP
   }
 }
 
-static inline void put(const float* from, const Target& target, bool first, float* y) {
+// One x row's totals of a strip.
+static inline void put(const F32* totals, const Target& target, bool first, float* y) {
+  float* to = y + target.column;
+  if (target.count == kStripRows) {
+#pragma unroll
+    for (size_t v = 0; v < tile::kStripVectors; v++) {
+      float* at = to + v * kLanes;
+      store(at, first ? totals[v] : load(at) + totals[v]);
+    }
+    return;
+  }
+  float row[kStripRows];
+  for (size_t v = 0; v < tile::kStripVectors; v++) store(row + v * kLanes, totals[v]);
   for (size_t i = 0; i < target.count; i++) {
-    const float value = from[target.from + i];
-    y[target.column + i] = first ? value : y[target.column + i] + value;
+    to[i] = row[target.from + i] + (first ? 0.0f : to[i]);
   }
 }
 
-template <size_t kR, size_t kS, bool kSameOffset>
+template <size_t kR, size_t kS, bool kSameOffset, bool kSmall>
 EDGE_OUT_OF_LINE void packed_tile(const GemmScratch& scratch, size_t strip, const GemmPiece& piece,
                                   const GroupStrip* group, float* y, size_t y_stride) {
   constexpr size_t kStripVectors = tile::kStripVectors;
   F32 totals[kR][kS * kStripVectors] = {};
-  const tile::X* x = scratch.x;
   const int8_t* panel = scratch.panel + strip * kGroupStride;
   for (size_t b = 0; b < piece.blocks; b++) {
     const size_t quads = piece.quads(b);
@@ -152,9 +192,16 @@ EDGE_OUT_OF_LINE void packed_tile(const GemmScratch& scratch, size_t strip, cons
             scratch.offset[strip + v / kStripVectors][b] + v % kStripVectors * kLanes;
         const I32 sum = (I32{} + 1) * scratch.x_sum[b][r];
         sums[r][v] = kSameOffset ? sum : sum * read<I32>(offset);
+        if constexpr (kSmall) sums[r][v] += read<I32>(scratch.start[strip][b] + v * kLanes);
       }
     }
-    tile::add_products<kTileXStride, kGroupStride, kR, kS>(x, panel, quads, sums);
+    if constexpr (kSmall) {
+      const auto* bytes = reinterpret_cast<const uint8_t*>(scratch.x) + b * piece.block;
+      tile::add_small_products<kTileXStride, kR>(bytes, panel, quads, sums);
+    } else {
+      const tile::X* x = scratch.x + b * piece.block;
+      tile::add_products<kTileXStride, kGroupStride, kR, kS>(x, panel, quads, sums);
+    }
 #pragma unroll
     for (size_t v = 0; v < kS * kStripVectors; v++) {
       const F32 scale =
@@ -166,7 +213,6 @@ EDGE_OUT_OF_LINE void packed_tile(const GemmScratch& scratch, size_t strip, cons
             multiply_add(__builtin_convertvector(sums[r][v], F32), factor, totals[r][v]);
       }
     }
-    x += quads * 4;
     panel += quads * kPackedLine;
   }
   const bool first = piece.first == 0;
@@ -174,12 +220,7 @@ EDGE_OUT_OF_LINE void packed_tile(const GemmScratch& scratch, size_t strip, cons
     const Target& target = group[strip + s].target;
 #pragma unroll
     for (size_t r = 0; r < kR; r++) {
-      float row[kStripRows];
-#pragma unroll
-      for (size_t v = 0; v < kStripVectors; v++) {
-        store(row + v * kLanes, totals[r][s * kStripVectors + v]);
-      }
-      put(row, target, first, y + r * y_stride);
+      put(totals[r] + s * kStripVectors, target, first, y + r * y_stride);
     }
   }
 }
@@ -187,17 +228,21 @@ EDGE_OUT_OF_LINE void packed_tile(const GemmScratch& scratch, size_t strip, cons
 using PackedTile = void (*)(const GemmScratch&, size_t, const GemmPiece&, const GroupStrip*, float*,
                             size_t);
 
-template <size_t kS, bool kSameOffset, size_t... kI>
-static inline PackedTile packed_tile_for(size_t rows, Lanes<size_t, kI...>) {
-  static constexpr PackedTile kTiles[] = {packed_tile<kI + 1, kS, kSameOffset>...};
+template <size_t kS, bool kSameOffset, bool kSmall, size_t... kI>
+static inline PackedTile packed_tile_of(size_t rows, Lanes<size_t, kI...>) {
+  static constexpr PackedTile kTiles[] = {packed_tile<kI + 1, kS, kSameOffset, kSmall>...};
   return kTiles[rows - 1];
 }
 
 template <size_t kS>
-static inline PackedTile packed_tile_for(size_t rows, bool same_offset) {
+static inline PackedTile packed_tile_for(size_t rows, const GemmPiece& piece) {
   constexpr auto kAll = __make_integer_seq<Lanes, size_t, tile::kRows>{};
-  return same_offset ? packed_tile_for<kS, true>(rows, kAll)
-                     : packed_tile_for<kS, false>(rows, kAll);
+  if constexpr (tile::kHasSmall) {
+    if (piece.small && piece.same_offset) return packed_tile_of<kS, true, true>(rows, kAll);
+    if (piece.small) return packed_tile_of<kS, false, true>(rows, kAll);
+  }
+  return piece.same_offset ? packed_tile_of<kS, true, false>(rows, kAll)
+                           : packed_tile_of<kS, false, false>(rows, kAll);
 }
 
 // All x rows times the strips of one group.
@@ -214,19 +259,20 @@ static void multiply_group(const Packed& packed, const GroupStrip* group, size_t
     const size_t rest = packed.padded - k;
     const size_t columns = rest < kGemmColumns ? rest : kGemmColumns;
     const size_t blocks = (columns + packed.block - 1) / packed.block;
-    const GemmPiece piece = {k, columns, packed.block, blocks, same_offset, offset};
-    for (size_t i = 0; i < strips; i++) unpack_strip(group[i], piece, i, scratch);
+    GemmPiece piece = {k, columns, packed.block, blocks, same_offset, offset, tile::kHasSmall};
+    for (size_t i = 0; i < strips; i++) piece.small &= unpack_strip(group[i], piece, i, scratch);
+    for (size_t i = 0; i < strips && piece.small; i++) sum_panel(piece, i, scratch);
     for (size_t t = 0; t < tiles; t++) {
       const size_t m = m_size * t / tiles;
       const size_t rows = m_size * (t + 1) / tiles - m;
       gather_x(x, m_first + m, rows, piece, scratch);
       float* out = y + m * y_stride;
-      const auto many = packed_tile_for<tile::kStrips>(rows, same_offset);
+      const auto many = packed_tile_for<tile::kStrips>(rows, piece);
       size_t i = 0;
       for (; i + tile::kStrips <= strips; i += tile::kStrips) {
         many(*scratch, i, piece, group, out, y_stride);
       }
-      const auto one = packed_tile_for<1>(rows, same_offset);
+      const auto one = packed_tile_for<1>(rows, piece);
       for (; i < strips; i++) one(*scratch, i, piece, group, out, y_stride);
     }
   }
@@ -261,7 +307,8 @@ static void packed_gemm(const Packed& packed, size_t matrix, size_t n_first, siz
       size_t end = s.row + s.rows < n_end ? s.row + s.rows : n_end;
       if (row + kStripRows < end) end = row + kStripRows;
       const size_t begin = row < n_first ? n_first : row;
-      group[strips++] = {s, packed.strip(matrix, s, j), {begin - n_first, begin - row, end - begin}};
+      const detail::Target target = {begin - n_first, begin - row, end - begin};
+      group[strips++] = {s, packed.strip(matrix, s, j), target};
       if (strips == detail::kGroupStrips) multiply();
     }
   }

@@ -39,8 +39,59 @@ constexpr size_t kRows = 2, kStrips = 1;
 constexpr int kPanelBias = 0;
 #endif
 
+// Bytes of the panel within +-64 can be multiplied with x + 128 as they are: two such products fit
+// a word. The caller takes 128 times the panel's sum back.
+#if !defined(EDGE_SCALAR) && defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr bool kHasSmall = true;
+#else
+constexpr bool kHasSmall = false;
+#endif
+constexpr int kSmall = 64, kSmallXBias = 128;
+
 template <size_t kR, size_t kS>
 using Sums = I32[kR][kS * kStripVectors];
+
+// Defined where kHasSmall: as add_products, for x of bytes.
+template <size_t kXStride, size_t kR>
+static inline void add_small_products(const uint8_t* x, const int8_t* panel, size_t quads,
+                                      Sums<kR, 1>& sums);
+// Of one block of a panel, for each row.
+static inline void panel_sums(const int8_t* panel, size_t quads, I32 (&sums)[kStripVectors]);
+
+#if !defined(EDGE_SCALAR) && defined(__AVX2__) && !defined(__AVX512VNNI__)
+static inline I32 byte_products(__m256i unsigned_bytes, __m256i signed_bytes) {
+  const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
+  return (I32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+template <size_t kXStride, size_t kR>
+static inline void add_small_products(const uint8_t* x, const int8_t* panel, size_t quads,
+                                      Sums<kR, 1>& sums) {
+  for (size_t q = 0; q < quads; q++) {
+    __m256i w[kStripVectors];
+#pragma unroll
+    for (size_t v = 0; v < kStripVectors; v++) {
+      w[v] = read<__m256i>(panel + q * kPackedLine + v * kLanes * 4);
+    }
+#pragma unroll
+    for (size_t r = 0; r < kR; r++) {
+      const __m256i xs = _mm256_set1_epi32(read<int32_t>(x + r * kXStride + q * 4));
+#pragma unroll
+      for (size_t v = 0; v < kStripVectors; v++) sums[r][v] += byte_products(xs, w[v]);
+    }
+  }
+}
+
+static inline void panel_sums(const int8_t* panel, size_t quads, I32 (&sums)[kStripVectors]) {
+  for (size_t v = 0; v < kStripVectors; v++) {
+    sums[v] = I32{};
+    for (size_t q = 0; q < quads; q++) {
+      const int8_t* from = panel + q * kPackedLine + v * kLanes * 4;
+      sums[v] += byte_products(_mm256_set1_epi8(1), read<__m256i>(from));
+    }
+  }
+}
+#endif
 
 // sums += kR rows of x, kXStride apart, times kS strips, kPanelStride bytes apart, over `quads`
 // (an even number) of 4 columns.
@@ -147,6 +198,14 @@ static inline void copy_x(const int8_t* from, size_t columns, X* to) {
     write(to + k + 16, read<Step>(from + k + 16));
   }
 #endif
+}
+
+// The same for small bytes, kSmallXBias added.
+static inline void copy_small_x(const int8_t* from, size_t columns, uint8_t* to) {
+  using Step = uint8_t __attribute__((vector_size(kPackedStep)));
+  for (size_t k = 0; k < columns; k += kPackedStep) {
+    write(to + k, read<Step>(from + k) + uint8_t(kSmallXBias));
+  }
 }
 
 }  // namespace tile
