@@ -1,6 +1,6 @@
 """What a running session keeps for itself: private memory beside states + activations + 100 MB.
 
-    python bench/session_memory.py [--size 1B] [--package PACKAGE]
+    python bench/session_memory.py [--size 1B] [--bits 3.1] [--package PACKAGE]
 
 Weights are mapped from the package: they are the system's to keep or drop, and count nothing here.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from random_checkpoint import SHAPES, write_checkpoint
 
 ALLOWANCE_BYTES = 100_000_000
+PACKED_ALLOWANCE_BYTES = 150_000_000  # beside the weights and states, at the peak
 PROMPT_TOKENS = 2048
 CHILD = """
 import json, sys
@@ -36,13 +37,19 @@ print(json.dumps({"tokens": count + 32, "state": state, "prefilled": prefilled,
     "decoded": ProcessMemory.read().private_bytes, "peak": ProcessMemory.read().peak_bytes,
     "kernels": session.kernels}))
 """
-EXPORT = "import sys; from edgewright.export import export_checkpoint as e; e(*sys.argv[1:])"
+EXPORT = """
+import sys
+from edgewright.export import export_checkpoint
+options = {"bits": float(sys.argv[3]), "method": "rtn"} if len(sys.argv) > 3 else {}
+export_checkpoint(sys.argv[1], sys.argv[2], **options)
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SHAPES, default="150M")
     parser.add_argument("--package", type=Path, help="measure this one instead of a random one")
+    parser.add_argument("--bits", help="quantise the random one, without text")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's own")
     arguments = parser.parse_args()
     if arguments.package is not None:
@@ -51,7 +58,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         checkpoint, package = Path(scratch, "checkpoint"), Path(scratch, "package")
         write_checkpoint(SHAPES[arguments.size], checkpoint)
-        run(EXPORT, str(checkpoint), str(package))
+        bits = [] if arguments.bits is None else [arguments.bits]
+        run(EXPORT, str(checkpoint), str(package), *bits)
         report(package)
 
 
@@ -72,6 +80,10 @@ def report(package: Path) -> None:
           f" {measured['kernels']} kernels")  # fmt: skip
     for label, size in rows:
         print(f"  {label:<28} {size / 1e6:>9,.1f} MB")
+    if manifest["model"]["bits_per_weight"] < 16:
+        beside = measured["peak"] - weights - measured["state"]
+        print(f"asked of packed weights: at the peak at most weights + states +"
+              f" {PACKED_ALLOWANCE_BYTES / 1e6:.0f} MB; it is {beside / 1e6:,.1f} MB")  # fmt: skip
     asked = "asked: private memory at most states + activations + 100 MB;"
     if over <= ALLOWANCE_BYTES:
         print(f"{asked} it would be, with no activations at all")
