@@ -3,6 +3,8 @@ which makes an error good in the columns to come, and then by descent in each co
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from edgewright.export.quantize.outliers import round_weights, values_of
 from edgewright.export.quantize.recipe import Recipe
 from edgewright.export.quantize.scales import Grid, nearest_stored
 
-_PANEL = 128
+_PANEL = 64
 _SCALE_SWEEPS = 6
 
 
@@ -31,6 +33,10 @@ class Columns:
         self.codes = torch.empty_like(self.weight)
         self.fine = None if outlier is None else torch.zeros_like(self.weight)
         self.values = torch.empty_like(self.weight)
+
+    @cached_property
+    def pull(self) -> Tensor:
+        return self.found.damped @ self.weight
 
     def take(self, grid: Grid) -> None:
         self.grid = grid
@@ -60,17 +66,15 @@ class Columns:
     def descend(self) -> None:
         """Each column once more, as the errors of all the others now want it."""
         hessian, size = self.found.damped, len(self.weight)
-        slope = hessian @ (self.weight - self.values)
+        slope = self.pull - hessian @ self.values
         for left in range(0, size, _PANEL):
             right = min(left + _PANEL, size)
             before = self.values[left:right].clone()
             for i in range(left, right):
                 old = self.values[i].clone()
                 self._round(i, old + slope[i] / hessian[i, i])
-                slope[left:right].addr_(hessian[left:right, i], old - self.values[i])
-            change = before.sub_(self.values[left:right])
-            slope[:left].addmm_(hessian[:left, left:right], change)
-            slope[right:].addmm_(hessian[right:, left:right], change)
+                slope[i + 1 : right].addr_(hessian[i + 1 : right, i], old.sub_(self.values[i]))
+            slope[right:].addmm_(hessian[right:, left:right], before.sub_(self.values[left:right]))
 
     def refit(self) -> None:
         """With the codes as they are, the scales of a row that fit it best by the whole hessian: by
@@ -112,7 +116,7 @@ class Columns:
             mine = (self.block == b).nonzero().squeeze(-1)
             product = (hessian[:, mine] @ steps[mine]).mul_(steps)
             power[b] = torch.zeros((count, rows)).index_add_(0, self.block, product)
-        product = (hessian @ self.weight).mul_(steps)
+        product = self.pull * steps
         cross = torch.zeros((count, rows)).index_add_(0, self.block, product)
         return power, cross
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgewright.artifacts.errors import ExportError
 
-_PANEL = 64
+_PANEL = 128  # LAPACK factors a corner of this size in one thread
 _MOST_ATTEMPTS = 12
 
 

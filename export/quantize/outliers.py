@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgewright.custom_ops.packed_weights import ROWS_OF_STRIP, Outliers
 from edgewright.export.quantize.recipe import Recipe
-from edgewright.export.quantize.scales import Grid
+from edgewright.export.quantize.scales import Grid, few_rows
 
 LEAST_VALUE, MOST_VALUE = -32, 31
 _CHUNK_COLUMNS = 64
@@ -42,8 +42,17 @@ def values_of(
 
 def gains(weight: Tensor, importance: Tensor, grid: Grid, recipe: Recipe) -> Tensor:
     """By how much each weight's squared error falls as an outlier, times `importance`."""
+    found = torch.empty_like(weight)
+    scale, centre = grid.scale, grid.centre.expand_as(grid.scale)
+    for rows in few_rows(weight):
+        part = Grid(scale[rows], None, None, None, centre[rows])
+        found[rows] = _gains(weight[rows], importance, part, recipe)
+    return found
+
+
+def _gains(weight: Tensor, importance: Tensor, grid: Grid, recipe: Recipe) -> Tensor:
     scale, centre = grid.by_column(weight.shape[1], recipe.block)
-    codes, fine = round_weights(weight, scale, centre, recipe, torch.tensor(1.0))
+    codes, fine = round_weights(weight, scale, centre, recipe, torch.ones(()))
     # By the row's largest weight, so that no square overflows on its way.
     peak = weight.abs().amax(1, keepdim=True).clamp(min=2.0**-100)
     plain = (values_of(codes, None, scale, centre, recipe) - weight) / peak
@@ -58,7 +67,8 @@ def worst(gain: Tensor, fraction: float) -> Tensor:
     if count == 0:
         return chosen.view_as(gain)
     flat = gain.reshape(-1)
-    least = flat.kthvalue(flat.numel() - count + 1).values
+    last = flat.numel() - count
+    least = torch.from_numpy(np.partition(flat.numpy(), last)[last : last + 1])
     # Of equal gains the first are taken, so that the choice does not depend on a sort's order.
     above = flat > least.clamp(min=0)
     chosen[above] = True

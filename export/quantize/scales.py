@@ -17,6 +17,7 @@ _CLIPS = 12
 _LEAST_CLIP = {2: 0.2, 3: 0.3, 4: 0.45, 5: 0.6, 6: 0.75, 8: 0.92}
 _MOST_CLIP = 1.1
 _REFITS = 2
+_PASS_WEIGHTS = 1 << 17
 _MOST_SCALE_CODE = 255
 # Below this a block is as good as zero, and 1 / scale would overflow.
 _LEAST_SCALE = 2.0**-100
@@ -66,6 +67,34 @@ def fit(
     weight: Tensor, importance: Tensor, recipe: Recipe, taken_out: Tensor | None = None
 ) -> Grid:
     """`importance` [K] weighs the squared errors; what is `taken_out` (bool [N, K]) has none."""
+    found = []
+    for rows in few_rows(weight):
+        out = None if taken_out is None else taken_out[rows]
+        found.append(_fit(weight[rows], importance, recipe, out))
+    return found[0] if len(found) == 1 else _joined(found)
+
+
+def few_rows(weight: Tensor) -> Iterator[slice]:
+    """So many at a time that what is made of them stays in the cache."""
+    height = max(1, _PASS_WEIGHTS // weight.shape[1])
+    for top in range(0, weight.shape[0], height):
+        yield slice(top, top + height)
+
+
+def _joined(grids: list[Grid]) -> Grid:
+    def joined(tensors: list[Tensor | None]) -> Tensor | None:
+        given = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(given) if given else None
+
+    scale = torch.cat([grid.scale for grid in grids])
+    row_scale = joined([grid.row_scale for grid in grids])
+    codes = joined([grid.scale_codes for grid in grids])
+    zeros = joined([grid.zeros for grid in grids])
+    centre = grids[0].centre if zeros is None else torch.cat([grid.centre for grid in grids])
+    return Grid(scale, row_scale, codes, zeros, centre)
+
+
+def _fit(weight: Tensor, importance: Tensor, recipe: Recipe, taken_out: Tensor | None) -> Grid:
     weighing = blocks_of(importance, recipe.block)
     if taken_out is not None:
         weight = weight.masked_fill(taken_out, 0)

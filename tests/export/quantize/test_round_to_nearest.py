@@ -146,7 +146,7 @@ def test_same_bytes_on_one_thread_and_two() -> None:
     try:
         for threads in (1, 2, 2):
             torch.set_num_threads(threads)
-            found.add(bits_of(quantise_rows(example_matrix(QUERY), Recipe(3), hessian(256))))
+            found.add(bits_of(quantise_rows(example_matrix(QUERY)[:160], Recipe(3), hessian(256))))
     finally:
         torch.set_num_threads(before)
     assert len(found) == 1
