@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass
@@ -21,7 +22,7 @@ def function_for(name: str, overload: str = "") -> ir.Function:
     function = _deserialized(getattr(module, name))
     called = {f.identifier(): f for f in _shared_by(function)}
     if called:
-        model = ir.Model(function.graph, ir_version=10, functions=called.values())
+        model = ir.Model(function.graph, ir_version=10, functions=list(called.values()))
         InlinePass()(model)
         NameFixPass()(model)
     return ir.Function(
@@ -43,7 +44,8 @@ def attach_functions(model: ir.Model) -> bool:
 def _shared_by(function: ir.Function) -> Iterator[ir.Function]:
     """What it calls, and what that calls."""
     shared = import_module("edgewright.custom_ops.shared_bodies")
-    waiting, seen = [function], set()
+    waiting = [function]
+    seen: set[str] = set()
     while waiting:
         for name in {node.op_type for node in _ours(waiting.pop().all_nodes())} - seen:
             seen.add(name)
@@ -53,7 +55,7 @@ def _shared_by(function: ir.Function) -> Iterator[ir.Function]:
             yield called
 
 
-def _deserialized(body: OnnxFunction | RecordedFunction) -> ir.Function:
+def _deserialized(body: OnnxFunction[..., Any] | RecordedFunction) -> ir.Function:
     return ir.serde.deserialize_function(body.to_function_proto())
 
 
