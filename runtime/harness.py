@@ -20,6 +20,7 @@ import numpy as np
 from edgewright.artifacts.errors import SessionError
 from edgewright.runtime.context import Logits
 from edgewright.runtime.session import GenerateOptions, Session
+from edgewright.runtime.state import State
 from edgewright.runtime.text import leading_tokens
 
 try:
@@ -128,17 +129,21 @@ class PackageLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         longer = any(len(each) > 1 for each in continuations)
         state = self.session.snapshot() if longer else None
         for continuation in continuations:
-            score, greedy = 0.0, True
-            pieces = [first] if continuation else []
-            if len(continuation) > 1:
-                rest = list(continuation[:-1])
-                pieces = _chain(first, self.session.logits_in_pieces(rest, after=state))
-            at = 0
-            for piece in pieces:
+            score, greedy, at = 0.0, True, 0
+            for piece in self._pieces(first, continuation, state):
                 targets = continuation[at : at + len(piece)]
                 gained, same = _score(piece, targets)
                 score, greedy, at = score + gained, greedy and same, at + len(piece)
             yield score, greedy
+
+    def _pieces(
+        self, first: Logits, continuation: Sequence[int], state: State | None
+    ) -> Iterator[Logits]:
+        """The context's last logits tell the first token, the continuation's own the others."""
+        if continuation:
+            yield first
+        if len(continuation) > 1:
+            yield from self.session.logits_in_pieces(list(continuation[:-1]), after=state)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -197,11 +202,6 @@ class PackageLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             "variant": self.session.variant_name,
             "kernels": self.session.kernels,
         }
-
-
-def _chain(first: Logits, rest: Iterator[Logits]) -> Iterator[Logits]:
-    yield first
-    yield from rest
 
 
 def _score(logits: Logits, targets: Sequence[int]) -> Answer:
