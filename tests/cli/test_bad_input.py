@@ -256,3 +256,32 @@ def test_a_prompt_longer_than_the_context(edgewright: Edgewright, package: Path)
 
 def test_tokens_outside_the_vocabulary(edgewright: Edgewright, package: Path) -> None:
     _refused(edgewright("run", package, "--tokens", "5,300"), "300")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--bits", "2.2", "--method", "rtn"), "bits=2.2 cannot be met"),
+        (("--bits", "nan"), "bits=nan"),
+        (("--bits", "4", "--method", "magic"), "'magic' is not one of"),
+        (("--bits", "4", "--method", "gptq"), "needs text"),
+        (("--bits", "4", "--block", "48"), "'48' is not one of"),
+        (("--bits", "4", "--outliers", "0.5"), "outliers=0.5"),
+        (("--text", "notes.txt"), "go with --bits"),
+        (("--bits", "12", "--text", "EMPTY"), "no text found"),
+        (("--bits", "12", "--text", "BINARY"), "is not UTF-8 text"),
+        (("--bits", "12", "--text", "SHORT"), "tokens to calibrate with"),
+        (("--bits", "12", "--text", "MISSING"), "neither a directory, a file"),
+    ],
+)
+def test_quantising_that_cannot_be(
+    checkpoint: Path, edgewright: Edgewright, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    texts = {"EMPTY": b"", "BINARY": b"\xff\xfe\x00\x81" * 500, "SHORT": b"hi"}
+    for name, data in texts.items():
+        (tmp_path / name).write_bytes(data)
+    given = [str(tmp_path / part) if part.isupper() else part for part in options]
+    out = tmp_path / "out"
+    result = edgewright("export", checkpoint, "-o", out, "--target", "none", *given)
+    assert result.exit_code != 0 and said in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not out.exists()
