@@ -1,6 +1,7 @@
 // Few rows of x times the strips of a packed weight, at the speed of memory: the codes are one
 // stream from end to end, multiplied as integers; scales come in once a block.
 #pragma once
+#include "native/packed_outliers.h"
 #include "native/packed_products.h"
 
 namespace edge {
@@ -19,59 +20,10 @@ constexpr size_t kPackedDotRows = 2;
 
 namespace detail {
 
-constexpr size_t kStripSums = 256;       // of outliers, kept in the first cache: [kM][blocks][16]
-
-// Blocks whose outliers are added up before the codes are taken; whole chunks of 64 columns.
+// Blocks whose outliers are added up together, while the codes of the blocks before them are taken.
+// Whole chunks of 64 columns.
 template <size_t kM>
-constexpr size_t kPieceBlocks = kStripSums / kStripRows / kM / 2 * 2;
-
-// A strip's outliers, which come sorted by chunk.
-struct OutlierReader {
-  const uint8_t* counts;
-  const uint8_t* entries;
-  int log_block;
-
-  // sums[m][block][row] += value * x for the entries of the next `chunks` chunks; x begins with the
-  // first one's columns.
-  //
-  // Which chunk each entry belongs to is written down first: a loop of each chunk's own length
-  // would be mispredicted at every end.
-  template <size_t kM>
-  void add(size_t chunks, const int8_t* x, size_t x_stride, int32_t* sums) {
-    constexpr size_t kMost = 256, kStep = 16;  // a chunk has up to 255
-    uint8_t chunk_of[2 * kMost + kStep];
-    size_t found = 0;
-    for (size_t chunk = 0; chunk < chunks; chunk++) {
-      using Copies = uint8_t __attribute__((vector_size(kStep)));
-      const Copies copies = Copies{} + uint8_t(chunk);
-      const size_t count = counts[chunk];
-      for (size_t i = 0; i < count; i += kStep) write(chunk_of + found + i, copies);
-      found += count;
-      if (found >= kMost || chunk + 1 == chunks) {
-        add_entries<kM>(found, chunk_of, x, x_stride, sums);
-        found = 0;
-      }
-    }
-    counts += chunks;
-  }
-
- private:
-  template <size_t kM>
-  void add_entries(size_t found, const uint8_t* chunk_of, const int8_t* x, size_t x_stride,
-                   int32_t* sums) {
-    for (size_t i = 0; i < found; i++) {
-      const size_t entry = read<uint16_t>(entries + i * 2);
-      const size_t column = chunk_of[i] * kChunkColumns + (entry >> 4 & (kChunkColumns - 1));
-      const size_t at = (column >> log_block) * kStripRows + entry % kStripRows;
-      const int32_t value = int32_t(entry >> 10) - 32;
-#pragma unroll
-      for (size_t m = 0; m < kM; m++) {
-        sums[m * kPieceBlocks<kM> * kStripRows + at] += value * x[m * x_stride + column];
-      }
-    }
-    entries += found * 2;
-  }
-};
+constexpr size_t kPieceBlocks = kM == 1 ? 4 : 2;
 
 // What is taken from the sums of codes for each unit of the sum of x: the zero point, less what
 // add_products took already.
@@ -101,37 +53,54 @@ static void dot_strip(const Packed& packed, const PackedSegment& segment, const 
                       const PackedX& x, size_t m0, float (*to)[kStripRows]) {
   constexpr size_t kPiece = kPieceBlocks<kM>;
   const bool outliers = strip.outlier_count > 0;
+  const Ahead ahead = outliers ? kAheadOfOutliers : kAheadOfCodes;
   const int shift = outliers || segment.half ? segment.shift : 0;
   const int half = segment.half ? 1 << (shift - 1) : 0;  // of each x, after the shift
-  const int log_block = packed.block == 128 ? 7 : packed.block == 64 ? 6 : 5;
-  OutlierReader reader = {strip.counts, reinterpret_cast<const uint8_t*>(strip.outliers), log_block};
+  OutlierReader<kM, kPiece * kStripRows> reader(packed, strip);
   // The next strip's, which lie behind this one's.
   prefetch_bytes(strip.row_scales + segment.meta_bytes, segment.meta_bytes);
-  prefetch_bytes(reader.entries + strip.outlier_count * 2, strip.outlier_count * 2);
+  prefetch_bytes(reinterpret_cast<const uint8_t*>(strip.outliers + strip.outlier_count),
+                 strip.outlier_count * 2);
 
   const uint8_t* codes = strip.codes;
   const int8_t* q = x.row(m0);
   const float* scales = x.scales + m0 * x.blocks;
   const int32_t* x_sums = x.sums + m0 * x.blocks;
+
+  int32_t sums_of[2][kM * kPiece * kStripRows];
+  const auto clear = [](int32_t* sums) {
+    for (size_t i = 0; i < kM * kPiece * kStripRows; i += kLanes) write(sums + i, I32{});
+  };
+  const auto read_outliers = [&](size_t b, int32_t* sums) {
+    const size_t first = b / kPiece * kPiece * packed.block / kChunkColumns;
+    const size_t end =
+        b + 1 < packed.blocks ? (b + 1) * packed.block / kChunkColumns : packed.chunks;
+    for (size_t chunk = b * packed.block / kChunkColumns; chunk < end; chunk++) {
+      reader.read_chunk(chunk - first, q + first * kChunkColumns, x.stride, sums);
+    }
+    // The last of its piece.
+    if ((b + 1) % kPiece == 0 || b + 1 == packed.blocks) {
+      reader.finish(q + first * kChunkColumns, x.stride, sums);
+    }
+  };
+  if (outliers) {
+    clear(sums_of[0]);
+    for (size_t b = 0; b < kPiece && b < packed.blocks; b++) read_outliers(b, sums_of[0]);
+  }
+
   F32 totals[kPartsOfLine][kM] = {};
   for (size_t first = 0; first < packed.blocks; first += kPiece) {
     const size_t blocks = packed.blocks - first < kPiece ? packed.blocks - first : kPiece;
-    int32_t extra[kM * kPiece * kStripRows];
-    if (outliers) {
-      for (size_t i = 0; i < kM * kPiece * kStripRows; i += kStripRows) {
-        for (size_t r = 0; r < kStripRows; r += kLanes) write(extra + i + r, I32{});
-      }
-      const size_t column = first * packed.block, chunk = column / kChunkColumns;
-      const size_t end = first + blocks < packed.blocks
-                             ? (first + blocks) * packed.block / kChunkColumns
-                             : packed.chunks;
-      reader.add<kM>(end - chunk, q + column, x.stride, extra);
-    }
+    const int32_t* extra = sums_of[first / kPiece % 2];
+    int32_t* next = sums_of[first / kPiece % 2 ^ 1];
+    if (outliers) clear(next);
     for (size_t b = first; b < first + blocks; b++) {
+      if (outliers && b + kPiece < packed.blocks) read_outliers(b + kPiece, next);
       const size_t columns = packed.block_columns(b);
       const size_t bytes = columns / kPackedStep * kBits * kPackedLine;
       I32 sums[kPartsOfLine][kM];
-      code_products<kBits, kM>(codes, columns / kPackedStep, q + b * packed.block, x.stride, sums);
+      code_products<kBits, kM>(codes, columns / kPackedStep, ahead, q + b * packed.block, x.stride,
+                               sums);
       codes += bytes;
       for (size_t part = 0; part < kPartsOfLine; part++) {
         const size_t at = b * kStripRows + part * kLanes;

@@ -28,7 +28,18 @@ namespace detail {
 template <int kBits>
 constexpr size_t kNarrowQuads = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
 
-constexpr size_t kPrefetchAhead = 4096;  // bytes: about what memory takes to answer
+// How many bytes of codes ahead of what is multiplied are fetched: to the first cache, and from
+// memory to the second. One distance does where nothing but codes is read; work on outliers leaves
+// gaps between the fetches, which only a long way ahead fills.
+struct Ahead {
+  size_t near, far;
+
+  void fetch(const uint8_t* codes) const {
+    __builtin_prefetch(codes + near);
+    if (far != near) __builtin_prefetch(codes + far, 0, 2);
+  }
+};
+constexpr Ahead kAheadOfCodes = {4096, 4096}, kAheadOfOutliers = {2048, 16384};
 
 static inline int32_t four(const int8_t* x) { return read<int32_t>(x); }
 
@@ -87,25 +98,6 @@ static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], con
   return sums;
 }
 
-#elif defined(__ARM_FEATURE_DOTPROD)
-
-template <int kBits>
-static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], const int8_t* x) {
-  int32x4_t even = (int32x4_t)sums, odd = vdupq_n_s32(0);
-#pragma unroll
-  for (size_t i = 0; i < kQuadsOfStep; i += 4) {
-    const int8x16_t xs = vld1q_s8(x + i * 4);
-    const auto centred = [&](size_t j) {
-      return (int8x16_t)(codes[i + j] ^ uint8_t(kCodeCentre<kBits>));
-    };
-    even = vdotq_laneq_s32(even, centred(0), xs, 0);
-    odd = vdotq_laneq_s32(odd, centred(1), xs, 1);
-    even = vdotq_laneq_s32(even, centred(2), xs, 2);
-    odd = vdotq_laneq_s32(odd, centred(3), xs, 3);
-  }
-  return (I32)vaddq_s32(even, odd);
-}
-
 #elif defined(__aarch64__)
 
 template <int kBits>
@@ -149,12 +141,12 @@ static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], con
 
 // The sums of kLanes rows' codes times x over `steps` steps, for each of kM rows of x.
 template <int kBits, size_t kM>
-static inline void step_products(const uint8_t* codes, size_t steps, const int8_t* x,
+static inline void step_products(const uint8_t* codes, size_t steps, Ahead ahead, const int8_t* x,
                                  size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
   for (size_t step = 0; step < steps; step++) {
 #pragma unroll
     for (size_t line = 0; line < kBits; line++) {
-      prefetch(codes + kPrefetchAhead + (step * kBits + line) * kPackedLine);
+      ahead.fetch(codes + (step * kBits + line) * kPackedLine);
     }
 #pragma unroll 2
     for (size_t part = 0; part < kPartsOfLine; part++) {
@@ -216,20 +208,21 @@ struct MaskedProducts {
 };
 
 template <int kBits>
-static inline I32 masked_products(const uint8_t* codes, size_t steps, const int8_t* x) {
+static inline I32 masked_products(const uint8_t* codes, size_t steps, Ahead ahead,
+                                  const int8_t* x) {
   MaskedProducts<kBits> products;
   if (steps == 4) {
 #pragma unroll
     for (size_t i = 0; i < 4; i++) {
 #pragma unroll
       for (size_t line = 0; line < kBits; line++) {
-        prefetch(codes + kPrefetchAhead + (i * kBits + line) * kPackedLine);
+        ahead.fetch(codes + (i * kBits + line) * kPackedLine);
       }
       products.add_step(codes + i * kBits * kPackedLine, x + i * kPackedStep);
     }
   } else {
     for (size_t i = 0; i < steps; i++) {
-      prefetch(codes + kPrefetchAhead + i * kBits * kPackedLine);
+      ahead.fetch(codes + i * kBits * kPackedLine);
       products.add_step(codes + i * kBits * kPackedLine, x + i * kPackedStep);
     }
   }
@@ -240,18 +233,18 @@ static inline I32 masked_products(const uint8_t* codes, size_t steps, const int8
 
 // sum over the columns of `steps` steps of (code - kCodeCentre) * x: [rows / kLanes][kM].
 template <int kBits, size_t kM>
-static inline void code_products(const uint8_t* codes, size_t steps, const int8_t* x,
+static inline void code_products(const uint8_t* codes, size_t steps, Ahead ahead, const int8_t* x,
                                  size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
 #if defined(EDGE_SCALAR)
   static_assert(kM == 1);
-  (void)x_stride;
+  (void)x_stride, (void)ahead;
   for (size_t r = 0; r < kStripRows; r++) {
     sums[r][0] = I32{row_products<kBits>(codes + r * sizeof(Bytes), steps, x)};
   }
 #else
 #if defined(__AVX512VNNI__)
   if constexpr (kM == 1 && kBits <= 4) {
-    sums[0][0] = masked_products<kBits>(codes, steps, x);
+    sums[0][0] = masked_products<kBits>(codes, steps, ahead, x);
     return;
   }
 #endif
@@ -260,7 +253,7 @@ static inline void code_products(const uint8_t* codes, size_t steps, const int8_
 #pragma unroll
     for (size_t m = 0; m < kM; m++) sums[part][m] = I32{};
   }
-  step_products<kBits, kM>(codes, steps, x, x_stride, sums);
+  step_products<kBits, kM>(codes, steps, ahead, x, x_stride, sums);
 #endif
 }
 
