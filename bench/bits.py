@@ -7,7 +7,9 @@
 Both are judged on the modules of the standard library that training holds out by name, and
 calibrated on the others, which is what `--text stdlib` means to `edgewright export`.
 The quantised weights are put into the float32 model, so the table is of weights alone; `edgewright
-evaluate` is for a package as it runs. With --rows, rows that the file has are not made again.
+evaluate` is for a package as it runs. With --rows, rows that the file has of the same model and
+texts are not made again: begin another file when the quantisers have changed.
+
 Baselines, of which nothing is shared with ours: plain_quantisers.py. All tables and matrices that
 we quantise are quantised by them too, and what is not counts with its own bytes for all.
 """
@@ -35,6 +37,7 @@ from edgewright.export.exporter import traced_graph
 from edgewright.export.quantize.groups import values_of
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup, plan_of
+from edgewright.export.quantize.quantize import quantize_model
 from edgewright.export.quantize.stream import LayerStream
 from edgewright.export.quantize.text import read_text
 from edgewright.model.loading import LazyModel, open_model
@@ -60,6 +63,8 @@ class Row:
     kl: float
     top1_agreement: float
     seconds: float  # of quantising
+    tokens: int  # that it was judged on
+    text_tokens: int  # that it was calibrated with
 
 
 class StreamModel:
@@ -111,6 +116,8 @@ class Bench:
             kl=found.against.kl,
             top1_agreement=found.against.top1_agreement,
             seconds=seconds,
+            tokens=found.tokens,
+            text_tokens=self.options.text_tokens,
         )  # fmt: skip
 
     def full(self) -> Row:
@@ -118,8 +125,6 @@ class Bench:
         return self.judged("as trained", None, bits, self.stream(), 0.0)
 
     def ours(self, method: str, bits: float) -> Row:
-        from edgewright.export.quantize.quantize import quantize_model
-
         text = None if method == "rtn" else STDLIB
         began = time.monotonic()
         with TemporaryDirectory() as scratch:
@@ -209,9 +214,14 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[Row]:
     bench = Bench(name, CHECKPOINTS[name](), options)
     if not options.json:
         print(heading(bench), flush=True)
-    known = dict(_read_rows(options.rows))
+    same = (name, bench.text.predicted, options.text_tokens)
+    known = {
+        (row.method, row.asked): row
+        for row in _read_rows(options.rows)
+        if (row.model, row.tokens, row.text_tokens) == same
+    }
     for key, make in _asked(bench, options):
-        row = known.get((name, *key))
+        row = known.get(key)
         if row is None:
             try:
                 row = make()
@@ -237,11 +247,10 @@ def _asked(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[_Key, Ca
             yield (method, bits), lambda method=method, bits=bits: bench.ours(method, bits)  # type: ignore[misc]
 
 
-def _read_rows(path: Path | None) -> Iterator[tuple[tuple[str, str, float | None], Row]]:
+def _read_rows(path: Path | None) -> Iterator[Row]:
     if path is not None and path.exists():
         for line in path.read_text().splitlines():
-            row = Row(**json.loads(line))
-            yield (row.model, row.method, row.asked), row
+            yield Row(**json.loads(line))
 
 
 def heading(bench: Bench) -> str:
