@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from edgewright.custom_ops.packed_weights import Outliers
 from edgewright.export.quantize.hessian import Factored
-from edgewright.export.quantize.outliers import round_weights, values_of
+from edgewright.export.quantize.outliers import listed, round_weights, values_of
 from edgewright.export.quantize.recipe import Recipe
 from edgewright.export.quantize.scales import Grid, nearest_stored
 
@@ -43,11 +44,13 @@ class Columns:
         self.scale = grid.scale.T.contiguous()
         self.centre = grid.centre.expand_as(grid.scale).T.contiguous()
 
-    def result(self) -> tuple[Grid, Tensor, Tensor | None]:
-        """The grid, codes (uint8) and corrections (int8), [N, K] in their own order."""
+    def result(self, first_row: int = 0) -> tuple[Grid, Tensor, Outliers | None]:
+        """The grid, codes (uint8 [N, K] in their own order) and outliers."""
         back = torch.argsort(self.found.order, stable=True)
-        fine = None if self.fine is None else self.fine.to(torch.int8)[back].T.contiguous()
-        return self.grid, self.codes.to(torch.uint8)[back].T.contiguous(), fine
+        own = None
+        if self.fine is not None:
+            own = listed(self.fine.to(torch.int8)[back].T.numpy(), first_row)
+        return self.grid, self.codes.to(torch.uint8)[back].T.contiguous(), own
 
     def compensate(self) -> None:
         """GPTQ."""

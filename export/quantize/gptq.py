@@ -31,7 +31,7 @@ def quantise_rows(
     found = factored(hessian, recipe.damping)
     importance = found.importance()
     parts = []
-    for rows in bands(*weight.shape, _BAND_WEIGHTS):
+    for rows in bands(weight.shape[0], weight.shape[1], _BAND_WEIGHTS):
         band = checked(weight[rows], hessian)
         grid, outlier = scale_rows(band, importance, recipe)
         columns = Columns(band, grid, outlier, recipe, found)
@@ -39,7 +39,7 @@ def quantise_rows(
         for _ in range(_ROUNDS if refine else 0):
             columns.refit()
             columns.descend()
-        parts.append(columns.result())
+        parts.append(columns.result(rows.start))
     return assembled(recipe, parts)
 
 

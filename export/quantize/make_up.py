@@ -4,20 +4,17 @@ steps or not, and how fine the outliers are. Then rows get their scales and outl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgewright.artifacts.errors import ExportError
-from edgewright.custom_ops.packed_weights import MOST_SHIFT, QuantizedRows
-from edgewright.export.quantize.outliers import gains, listed, round_weights, values_of, worst
+from edgewright.custom_ops.packed_weights import MOST_SHIFT, Outliers, QuantizedRows
+from edgewright.export.quantize.outliers import gains, round_weights, values_of, worst
 from edgewright.export.quantize.recipe import Recipe
 from edgewright.export.quantize.scales import Grid, fit
-
-# Whether the format can say that codes lie half a step beside their zero point.
-HAS_HALF = any(field.name == "half" for field in fields(QuantizedRows))
 
 _SAMPLE_WEIGHTS = 1 << 17
 _BAND_WEIGHTS = 1 << 20
@@ -81,15 +78,13 @@ def scale_rows(weight: Tensor, importance: Tensor, recipe: Recipe) -> tuple[Grid
 def settle(weight: Tensor, recipe: Recipe, hessian: Tensor | None = None) -> Recipe:
     """The recipe with every choice made. Zero points pay if what they take off the error is more
     than their bits would, spent on the codes: a bit more quarters it."""
-    if recipe.half and not HAS_HALF:
-        raise ExportError("packed weights have no codes at half steps")
     columns = weight.shape[1]
     rows = max(16, _SAMPLE_WEIGHTS // columns)
     if rows < weight.shape[0]:
         weight = weight[torch.linspace(0, weight.shape[0] - 1, rows).long()]
     weight = checked(weight, hessian)
     importance = importance_of(hessian, columns, recipe.damping)
-    able = HAS_HALF and recipe.bits != 8 and recipe.shift != 0
+    able = recipe.bits != 8 and recipe.shift != 0
     best, least = recipe, float("inf")
     tried = _choices(recipe, able)
     for choice in tried:
@@ -130,8 +125,8 @@ def _sampled(weight: Tensor, importance: Tensor, recipe: Recipe) -> tuple[float,
     return min(found, key=lambda pair: pair[0])
 
 
-def assembled(recipe: Recipe, parts: list[tuple[Grid, Tensor, Tensor | None]]) -> QuantizedRows:
-    """Bands of grids, codes (uint8) and corrections (int8), one below the other."""
+def assembled(recipe: Recipe, parts: list[tuple[Grid, Tensor, Outliers | None]]) -> QuantizedRows:
+    """Bands of grids, codes (uint8) and outliers by their rows in the whole, in order."""
 
     def joined(tensors: list[Tensor | None], dtype: torch.dtype) -> np.ndarray | None:
         given = [tensor.to(dtype) for tensor in tensors if tensor is not None]
@@ -139,10 +134,9 @@ def assembled(recipe: Recipe, parts: list[tuple[Grid, Tensor, Tensor | None]]) -
 
     grids = [grid for grid, _, _ in parts]
     codes = joined([codes for _, codes, _ in parts], torch.uint8)
-    fine = joined([fine for _, _, fine in parts], torch.int8)
+    lists = [outliers for _, _, outliers in parts if outliers is not None]
     assert codes is not None
     coded = recipe.scale_kind == 0
-    more = {"half": bool(recipe.half)} if HAS_HALF else {}
     return QuantizedRows(
         bits=recipe.bits,
         block=recipe.block,
@@ -153,6 +147,12 @@ def assembled(recipe: Recipe, parts: list[tuple[Grid, Tensor, Tensor | None]]) -
         block_scale=None if coded else joined([grid.scale for grid in grids], torch.float32),
         zeros=joined([grid.zeros for grid in grids], torch.uint8),
         shift=recipe.shift or 0,
-        outliers=None if fine is None else listed(fine),
-        **more,
+        outliers=_all_of(lists) if lists else None,
+        half=bool(recipe.half),
     )
+
+
+def _all_of(lists: list[Outliers]) -> Outliers:
+    rows = np.concatenate([outliers.rows for outliers in lists])
+    columns = np.concatenate([outliers.columns for outliers in lists])
+    return Outliers(rows, columns, np.concatenate([outliers.values for outliers in lists]))

@@ -97,7 +97,9 @@ def _listable(chosen: Tensor, gain: Tensor) -> Tensor:
     return chosen
 
 
-def listed(fine: NDArray[np.int8]) -> Outliers:
+def listed(fine: NDArray[np.int8], first_row: int = 0) -> Outliers:
     """Every correction that is not 0, by its place in [N, K]."""
     rows, columns = np.nonzero(fine)
-    return Outliers(rows.astype(np.int64), columns.astype(np.int64), fine[rows, columns])
+    return Outliers(
+        first_row + rows.astype(np.int64), columns.astype(np.int64), fine[rows, columns]
+    )

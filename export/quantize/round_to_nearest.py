@@ -14,7 +14,7 @@ from edgewright.export.quantize.make_up import (
     scale_rows,
     settle,
 )
-from edgewright.export.quantize.outliers import round_weights
+from edgewright.export.quantize.outliers import listed, round_weights
 from edgewright.export.quantize.recipe import Recipe
 
 
@@ -23,10 +23,11 @@ def quantise_rows(weight: Tensor, recipe: Recipe, hessian: Tensor | None = None)
     recipe = settle(weight, recipe, hessian)
     importance = importance_of(hessian, weight.shape[1], recipe.damping)
     parts = []
-    for rows in bands(*weight.shape):
+    for rows in bands(weight.shape[0], weight.shape[1]):
         band = checked(weight[rows], hessian)
         grid, outlier = scale_rows(band, importance, recipe)
         scale, centre = grid.by_column(band.shape[1], recipe.block)
         codes, fine = round_weights(band, scale, centre, recipe, outlier)
-        parts.append((grid, codes.to(torch.uint8), None if fine is None else fine.to(torch.int8)))
+        own = None if fine is None else listed(fine.to(torch.int8).numpy(), rows.start)
+        parts.append((grid, codes.to(torch.uint8), own))
     return assembled(recipe, parts)
