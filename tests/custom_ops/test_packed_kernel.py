@@ -1,5 +1,5 @@
-"""Every instruction set's product with a packed weight against the reference, over all that a packed
-weight may be made of, and over what it may not."""
+"""Every instruction set's product with a packed weight against the reference, over all that a
+packed weight may be made of, and over what it may not."""
 
 from __future__ import annotations
 
