@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.functional import kl_div
 
 from edgewright.custom_ops.packed_weights import QuantizedMatrix
-from edgewright.export.quantize.groups import matrix_of, split_values
+from edgewright.export.quantize.groups import matrix_of, split_values, values_of
 from edgewright.export.quantize.plan import WeightGroup
 from edgewright.export.quantize.stream import LayerStream, fresh_states
 from edgewright.export.quantize.tuned import Mover, Rates, TunedMatrix
@@ -40,6 +40,7 @@ _WHOLE_WORK = 3e13
 _MOST_STEPS, _LEAST_STEPS = 800, 40
 _LAYER_STEPS = 40
 _SAVE_EVERY = 50
+_JUDGED_ROWS = 8
 
 
 def whole_steps(model: LazyModel) -> int:
@@ -99,19 +100,43 @@ def tune_whole(
     tuned = _tuned(model, plan, stacks)
     mover = Mover(_flat(tuned), _WHOLE_RATES)
     rows = max(1, _STEP_TOKENS // ids.shape[1])
+    # What a step is never taken on tells whether they were of use.
+    judged = min(_JUDGED_ROWS, len(ids) // 2)
+    unseen, ids = ids[:judged], ids[judged:]
     order = _order(len(ids), rows * steps, seed)
     for step in range(_resume(mover, saved), steps):
         batch = ids[order[step * rows : (step + 1) * rows]].long()
         with torch.no_grad():
             wanted = run(decoder, batch, {}).log_softmax(-1)
-        found = run(decoder, batch, _values(plan, tuned)).log_softmax(-1)
-        loss = kl_div(found, wanted, reduction="sum", log_target=True) / batch.numel()
+        guess = run(decoder, batch, _values(plan, tuned)).log_softmax(-1)
+        loss = kl_div(guess, wanted, reduction="sum", log_target=True) / batch.numel()
         loss.backward()
         mover.step(step + 1, _share(step, steps))
         advance(step + 1)
         if (step + 1) % _SAVE_EVERY == 0:
             _save(mover, saved, step + 1)
-    return _frozen(tuned)
+    found = _frozen(tuned)
+    if not judged:
+        return found
+    before = {group.key: tuple(stacks[group.key]) for group in plan}
+    kept = [_divergence(decoder, plan, each, unseen) for each in (before, found)]
+    return found if kept[1] < kept[0] else before
+
+
+@torch.no_grad()
+def _divergence(
+    decoder: Decoder, plan: Sequence[WeightGroup], stacks: Stacks, ids: Tensor
+) -> float:
+    """KL, summed over tokens, of the model with these weights from the exact one."""
+    values: dict[str, Tensor] = {}
+    for group in plan:
+        values |= values_of(group, stacks[group.key])
+    total = 0.0
+    for row in ids.long():
+        wanted = run(decoder, row[None], {}).log_softmax(-1)
+        found = run(decoder, row[None], values).log_softmax(-1)
+        total += float(kl_div(found, wanted, reduction="sum", log_target=True))
+    return total
 
 
 def run(decoder: Decoder, ids: Tensor, values: Mapping[str, Tensor]) -> Tensor:
