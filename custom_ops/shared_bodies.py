@@ -272,43 +272,36 @@ def PackedRowsOfX(x, block, blocks):
 @script(_OURS, default_opset=op)
 def PackedMatMul(x, weight, matrix):
     """x [..., K] and matrix [N, K] of a packed weight → [..., N]. Sums within a block are exact:
-    float32 holds them.
-
-    All of it is within one If: for each Loop and If of a graph, ONNX Runtime looks at every value
-    around it, and a model has hundreds of these products."""
-    if op.Greater(op.Size(weight), 0):
-        facts, table = PackedHeader(weight, matrix)
-        n, k, groups, block, blocks, chunks, section, scaled, listed, segments, stack = op.Split(
-            facts, num_outputs=11
-        )
-        leading = op.Shape(x, end=-1)
-        rows_of_x = op.ReduceProd(leading)
-        flat = op.Reshape(x, op.Concat(rows_of_x, k, axis=0), allowzero=1)
-        whole, x_scale = PackedRowsOfX(flat * PackedColumnScale(weight, facts), block, blocks)
-        x_sum = op.Cast(op.ReduceSum(whole, [2]), to=6)  # [blocks, M, 1]
-        most = 262144 / op.Max(32 * groups, blocks * rows_of_x)
-        nothing = op.ConstantOfShape(op.Concat(rows_of_x, [0], axis=0))
-        y = op.Identity(nothing)
-        for i in range(op.Squeeze(segments)):
-            segment = op.Gather(table, i)
-            rows, strips, rest = op.Split(segment, op.Constant(value_ints=[1, 1, 10]))
-            slab = op.Max(op.Min(strips, most), 1)
-            part = op.Identity(nothing)
-            for j in range(op.Squeeze((strips + slab - 1) / slab)):
-                first = j * slab
-                count = op.Min(slab, strips - first)
-                numbers, added, scales = PackedStrips(weight, facts, segment, first, count)
-                sums = op.Cast(op.MatMul(whole, op.Transpose(numbers, perm=[1, 2, 0])), to=6)
-                added = op.Unsqueeze(op.Transpose(op.Cast(added, to=6), perm=[1, 0]), [1])
-                exact = op.Cast(sums + added * x_sum, to=1)  # [blocks, M, R]
-                scales = op.Unsqueeze(op.Transpose(scales, perm=[1, 0]), [1])
-                new = op.ReduceSum(exact * scales * x_scale, [0], keepdims=0)
-                part = op.Concat(part, new, axis=1)
-            y = op.Concat(y, op.Slice(part, [0], rows, [1]), axis=1)
-        product = op.Reshape(y, op.Concat(leading, n, axis=0), allowzero=1)
-    else:
-        product = op.Identity(x)
-    return product
+    float32 holds them."""
+    facts, table = PackedHeader(weight, matrix)
+    n, k, groups, block, blocks, chunks, section, scaled, listed, segments, stack = op.Split(
+        facts, num_outputs=11
+    )
+    leading = op.Shape(x, end=-1)
+    rows_of_x = op.ReduceProd(leading)
+    flat = op.Reshape(x, op.Concat(rows_of_x, k, axis=0), allowzero=1)
+    whole, x_scale = PackedRowsOfX(flat * PackedColumnScale(weight, facts), block, blocks)
+    x_sum = op.Cast(op.ReduceSum(whole, [2]), to=6)  # [blocks, M, 1]
+    most = 262144 / op.Max(32 * groups, blocks * rows_of_x)
+    nothing = op.ConstantOfShape(op.Concat(rows_of_x, [0], axis=0))
+    y = op.Identity(nothing)
+    for i in range(op.Squeeze(segments)):
+        segment = op.Gather(table, i)
+        rows, strips, rest = op.Split(segment, op.Constant(value_ints=[1, 1, 10]))
+        slab = op.Max(op.Min(strips, most), 1)
+        part = op.Identity(nothing)
+        for j in range(op.Squeeze((strips + slab - 1) / slab)):
+            first = j * slab
+            count = op.Min(slab, strips - first)
+            numbers, added, scales = PackedStrips(weight, facts, segment, first, count)
+            sums = op.Cast(op.MatMul(whole, op.Transpose(numbers, perm=[1, 2, 0])), to=6)
+            added = op.Unsqueeze(op.Transpose(op.Cast(added, to=6), perm=[1, 0]), [1])
+            exact = op.Cast(sums + added * x_sum, to=1)  # [blocks, M, R]
+            scales = op.Unsqueeze(op.Transpose(scales, perm=[1, 0]), [1])
+            new = op.ReduceSum(exact * scales * x_scale, [0], keepdims=0)
+            part = op.Concat(part, new, axis=1)
+        y = op.Concat(y, op.Slice(part, [0], rows, [1]), axis=1)
+    return op.Reshape(y, op.Concat(leading, n, axis=0), allowzero=1)
 
 
 @script(_OURS, default_opset=op)
