@@ -27,7 +27,7 @@ from edgewright.model.loading import LazyModel
 Stacks = Mapping[str, Sequence[QuantizedMatrix]]  # by group key
 Advance = Callable[[int], None]
 
-_WHOLE_RATES = Rates(codes=0.02, scales=1e-3)
+_WHOLE_RATES = Rates(codes=0.005, scales=5e-4)
 _LAYER_RATES = Rates(codes=0.02, scales=2e-3)
 _STEP_TOKENS = 1024
 _RISE, _LEAST_SHARE = 0.05, 0.02
@@ -36,7 +36,7 @@ _RISE, _LEAST_SHARE = 0.05, 0.02
 _WHOLE_BYTES = 32
 WHOLE_LIMIT_BYTES = 6 << 30
 # Multiplications, which say how many steps there are: the same number on every machine.
-_WHOLE_WORK = 3e13
+_WHOLE_WORK = 1.2e13
 _MOST_STEPS, _LEAST_STEPS = 800, 40
 _LAYER_STEPS = 40
 _SAVE_EVERY = 50
