@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from edgewright.artifacts import (
     Provenance,
     Variant,
 )
-from edgewright.artifacts.manifest import Option
 from edgewright.custom_ops.compiler import Library, build
 from edgewright.custom_ops.onnx_functions import attach_functions
 from edgewright.export.generation import read_generation
@@ -95,15 +93,11 @@ def export_checkpoint(
         libraries = [compiling.submit(build, target) for target in options.targets]
         tell("tracing", 0, 1)
         graph = traced_graph(model)
-        stored, asked, quantized = _as_it_is(model, graph), options.as_provenance(), None
+        plan = plan_of(graph.model.graph, model)
+        quantized = None
         if options.quantize is not None:
-            plan = plan_of(graph.model.graph, model)
             quantized = quantize_model(model, plan, options.quantize, tell, caution)
-            stored = _pack(model, graph, plan, quantized, writer)
-            asked |= {"chosen_method": quantized.method, "text_tokens": quantized.tokens}
-        kept = _write_weights(model, graph, writer, tell, caution)
-        stored = replace(stored, kept=kept.blobs)
-        finish_graph(graph)
+        stored = _store(model, graph, plan, quantized, writer, tell, caution)
         tokenizer = write_tokenizer(model.checkpoint, writer, caution)
         tell("compiling kernels", 0, 1)
         paths = _write_libraries(libraries, writer)
@@ -116,7 +110,7 @@ def export_checkpoint(
                 generation=generation,
                 tokenizer=tokenizer,
                 variants=variants,
-                provenance=_provenance(model, asked),
+                provenance=_provenance(model, options, quantized),
             )
         )
         if quantized is not None:
@@ -143,40 +137,33 @@ def finish_graph(graph: Graph) -> None:
     prove_state_order(graph)
 
 
-def _pack(
+def _store(
     model: LazyModel,
     graph: Graph,
     plan: Sequence[WeightGroup],
-    quantized: Quantized,
+    quantized: Quantized | None,
     writer: PackageWriter,
+    tell: Progress,
+    warn: Warn,
 ) -> Stored:
     """Quantised weights in the place of the checkpoint's; what is not in the plan stays."""
-    groups = quantized.groups
+    groups = {} if quantized is None else quantized.groups
     blobs = {key: writer.add_blob(group.pieces()) for key, group in groups.items()}
-    packed = pack_graph(graph.model, plan, blobs)
-    planned = {name for group in plan for name in group.names}
+    packed = pack_graph(graph.model, plan, blobs) if blobs else {}
+    planned = {name for group in plan if group.key in groups for name in group.names}
     widths = sorted({bits for group in groups.values() for bits in group.widths})
-    others = {model.weights[name].dtype for name in model.matrices() if name not in planned}
+    kept = _write_weights(model, graph, writer, tell, warn)
+    finish_graph(graph)
     return Stored(
         graph=graph,
         parameters=model.parameter_count,
         packed=packed,
         packed_dtypes=tuple(f"int{bits}" for bits in widths),
-        kept={},
+        kept=kept.blobs,
         kept_bytes=sum(t.nbytes for name, t in model.parameters.items() if name not in planned),
-        kept_dtypes=tuple(sorted(others)),
-    )
-
-
-def _as_it_is(model: LazyModel, graph: Graph) -> Stored:
-    return Stored(
-        graph=graph,
-        parameters=model.parameter_count,
-        packed={},
-        packed_dtypes=(),
-        kept={},
-        kept_bytes=model.stored_bytes,
-        kept_dtypes=model.weight_dtypes,
+        kept_dtypes=tuple(
+            sorted({model.weights[name].dtype for name in model.matrices() if name not in planned})
+        ),
     )
 
 
@@ -245,10 +232,15 @@ def _describe(model: LazyModel, first: Variant) -> ModelInfo:
     )
 
 
-def _provenance(model: LazyModel, options: Mapping[str, Option]) -> Provenance:
+def _provenance(
+    model: LazyModel, options: ExportOptions, quantized: Quantized | None
+) -> Provenance:
+    asked = options.as_provenance()
+    if quantized is not None:
+        asked |= {"chosen_method": quantized.method, "text_tokens": quantized.tokens}
     return Provenance(
         checkpoint=model.checkpoint.path.resolve().name,
         checkpoint_sha256=model.checkpoint.identity.removeprefix("sha256:"),
         versions={name: version(name) for name in _VERSIONED},
-        options=options,
+        options=asked,
     )

@@ -5,7 +5,7 @@ MatMulNBits, whose weights are blobs of their own with the very same values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +58,7 @@ def make_portable(stored: Stored, writer: PackageWriter) -> Stored:
     model = ir.serde.deserialize_model(ir.serde.serialize_model(stored.graph.model))
     lowered = _lower_products(model, stored.packed, writer)
     standard.RemoveUnusedNodesPass()(model)
-    standard.RemoveUnusedFunctionsPass()(model)
+    standard.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     standard.InlinePass()(model)
     standard.RemoveUnusedNodesPass()(model)
     standard.TopologicalSortPass()(model)
@@ -85,7 +85,7 @@ def _lower_products(
     found: dict[str, _Lowered] = {}
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in _LOWERED and node.domain == DOMAIN else None
-        if weight is None or weight.name not in packed:
+        if weight is None or weight.name is None or weight.name not in packed:
             continue
         if node.op_type == "BlockGather" and not _is_multiplied(weight):
             continue  # its body reads the rows that are asked for, of the very same blob
@@ -139,7 +139,7 @@ def _unpacked(writer: PackageWriter, blob: Blob) -> tuple[QuantizedMatrix, ...]:
     return unpack(np.memmap(writer.path_of(blob), dtype=np.uint8, mode="r"))
 
 
-def _pieces(arrays: Sequence[NDArray[np.generic]]) -> Iterator[bytes]:
+def _pieces(arrays: Iterable[NDArray[np.generic]]) -> Iterator[bytes]:
     for array in arrays:
         yield np.ascontiguousarray(array).tobytes()
         yield bytes(-array.nbytes % _ALIGNMENT)

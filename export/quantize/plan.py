@@ -143,8 +143,8 @@ def _matmul_groups(
         yield _group((name,), "matmul", shapes, also_gathered=True)
         del uses[name]
     pairs = gated_pairs(uses)
-    for names, found in pairs.items():
-        yield _group(names, "matmul", shapes, activation=found[0].activation)
+    for pair, found in pairs.items():
+        yield _group(pair, "matmul", shapes, activation=found[0].activation)
     paired = {name for names in pairs for name in names}
     rest = {name: nodes for name, nodes in uses.items() if name not in paired}
     for names in same_input(rest):
