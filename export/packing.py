@@ -137,7 +137,7 @@ def _replace_inputs(graph: ir.Graph, weights: Mapping[str, ir.Value]) -> None:
     for node in graph:
         for place in _WEIGHTS.get(node.op_type, ()) if node.domain == DOMAIN else ():
             value = node.inputs[place]
-            if value is not None and value.name in weights:
+            if value is not None and value.name is not None and value.name in weights:
                 node.replace_input_with(place, weights[value.name])
                 node.overload = PACKED
 

@@ -200,7 +200,7 @@ class IntegerTensor(LazyTensor):
 
 class _Gptq(IntegerTensor):
     codes_suffix = ".qweight"
-    suffixes = (".qweight", ".qzeros", ".scales", ".g_idx")
+    suffixes: ClassVar[tuple[str, ...]] = (".qweight", ".qzeros", ".scales", ".g_idx")
 
     @classmethod
     def over(

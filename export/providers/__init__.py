@@ -16,8 +16,8 @@ from edgewright.export.stored import Stored
 
 @dataclass(frozen=True)
 class Provider:
-    """`domains` maps each op domain to the op types it takes, or None for all of them. `lower`, if it
-    is given, makes what it takes of the graph with our own ops and of that graph's weights."""
+    """`domains` maps each op domain to the op types it takes, or None for all of them. `lower`, if
+    it is given, makes what it takes of the graph with our own ops and of that graph's weights."""
 
     name: str
     opset: int

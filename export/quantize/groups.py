@@ -45,5 +45,5 @@ def split_values(group: WeightGroup, stack: Sequence[Tensor]) -> dict[str, Tenso
     if group.kind == "experts":
         (name,) = group.names
         return {name: torch.stack(list(stack))}
-    parts = stack[0].split(list(group.rows))
+    parts = torch.split(stack[0], list(group.rows))
     return dict(zip(group.names, parts, strict=True))

@@ -58,7 +58,7 @@ class Hessians:
         self, tensors: tuple[Tensor, ...], activation: str, alpha: float, limit: float
     ) -> None:
         x, chosen, _, gate, up, down, gate_bias, up_bias, _ = tensors
-        into = {self._names.get(id(weight)) for weight in (gate, up)} - {None}
+        into = {name for weight in (gate, up) if (name := self._names.get(id(weight)))}
         out = self._names.get(id(down))
         if not into and out is None:
             return

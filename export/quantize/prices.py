@@ -69,7 +69,7 @@ def parts_of(
 
 def alike(rows: Tensor, limit: int) -> list[tuple[int, int]]:
     """Ranges of neighbouring strips whose rows matter about as much, at most `limit` of them."""
-    strips = [(float(part.double().sum()), len(part)) for part in rows.split(ROWS_OF_STRIP)]
+    strips = [(float(part.double().sum()), len(part)) for part in torch.split(rows, ROWS_OF_STRIP)]
     while len(strips) > 1:
         ratios = [
             abs(math.log((a[0] / a[1] + 1e-30) / (b[0] / b[1] + 1e-30)))

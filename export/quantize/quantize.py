@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from edgewright.artifacts.errors import ExportError
 from edgewright.artifacts.json_text import Json
-from edgewright.export.quantize.allocate import Choice, Share
+from edgewright.export.quantize.allocate import Choice, Part, Share
 from edgewright.export.quantize.budget import Shares, check_reachable, fit_budget, kept_bytes
 from edgewright.export.quantize.calibration import STAGE, calibrate
 from edgewright.export.quantize.group_weights import quantise_group
@@ -191,8 +192,10 @@ def _shares(
 ) -> dict[str, tuple[Share, ...]]:
     saved = work.load_json("shares")
     if isinstance(saved, dict):
-        return {key: tuple(_share(key, row) for row in rows) for key, rows in saved.items()}
-    parts = []
+        # Our own file, in a folder whose making is checked.
+        kept = cast(dict[str, list[tuple[int, int, float, bool]]], saved)
+        return {key: tuple(_share(key, row) for row in rows) for key, rows in kept.items()}
+    parts: list[Part] = []
     for done, group in enumerate(plan):
         progress("choosing widths", done, len(plan))
         felt = {
@@ -201,7 +204,7 @@ def _shares(
         }
         parts += parts_of(model, group, felt, options)
     shares = fit_budget(model, plan, parts, options.bits, options.block, scaled)
-    rows = {
+    rows: dict[str, Json] = {
         key: [[s.rows, s.choice.bits, s.choice.outliers, s.choice.zeros] for s in found]
         for key, found in shares.items()
     }
@@ -291,7 +294,9 @@ def _result(
             )
         )
     stored = kept_bytes(model, plan) + sum(each.size for each in groups.values())
-    method = options.method if options.method != "auto" else "gptq" if text else "rtn"
+    method: str = options.method
+    if method == "auto":
+        method = "gptq" if text else "rtn"
     if stage == _TUNED:
         method = "gptq, tuned"
     return Quantized(

@@ -106,10 +106,13 @@ class LayerStream:
 
     def run_layer(self, index: int, x: Tensor, embedded: Tensor | None) -> Tensor:
         layer = self.layer(index)
-        return layer(x, self.call(x, embedded), fresh_states(layer.states(""), *x.shape[:2]))[0]
+        states = fresh_states(layer.states(""), *x.shape[:2])
+        y: Tensor = layer(x, self.call(x, embedded), states)[0]
+        return y
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.decoder._logits(self.decoder.norm(x))
+        found: Tensor = self.decoder._logits(self.decoder.norm(x))
+        return found
 
     def _put(self, place: str, value: Tensor) -> None:
         owner_name, _, leaf = place.rpartition(".")

@@ -110,7 +110,7 @@ def tune_whole(
             wanted = run(decoder, batch, {}).log_softmax(-1)
         guess = run(decoder, batch, _values(plan, tuned)).log_softmax(-1)
         loss = kl_div(guess, wanted, reduction="sum", log_target=True) / batch.numel()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         mover.step(step + 1, _share(step, steps))
         advance(step + 1)
         if (step + 1) % _SAVE_EVERY == 0:

@@ -112,7 +112,7 @@ class TunedMatrix:
         self._column_scale = None if scale is None else torch.from_numpy(scale.copy())
         if self._column_scale is not None:
             weight = weight / self._column_scale
-        parts = weight.split([segment.rows for segment in matrix.segments])
+        parts = torch.split(weight, [segment.rows for segment in matrix.segments])
         self.segments = [
             TunedRows(rows, part) for rows, part in zip(matrix.segments, parts, strict=True)
         ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -122,7 +123,8 @@ class _Arrays:
 
     @cached_property
     def _parsed(self) -> onnx.GraphProto:
-        return onnx.ModelProto.FromString(self.graph).graph
+        parsed: onnx.GraphProto = onnx.ModelProto.FromString(self.graph).graph
+        return parsed
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -135,7 +137,7 @@ class _Arrays:
     def path(self, name: str) -> Path:
         return self.package.verified_path(self._where(name)["location"])
 
-    def read(self, name: str) -> NDArray[np.generic]:
+    def read(self, name: str) -> NDArray[Any]:
         tensor, where = self.places[name], self._where(name)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         size = int(np.prod(tensor.dims))
