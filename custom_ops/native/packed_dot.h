@@ -10,8 +10,6 @@ namespace EDGE_ISA {
 // The most rows of x that one pass over a strip serves.
 #if defined(EDGE_SCALAR)
 constexpr size_t kPackedDotRows = 1;
-#elif defined(__AVX512F__)
-constexpr size_t kPackedDotRows = 7;
 #elif defined(__AVX2__) || defined(__aarch64__)
 constexpr size_t kPackedDotRows = 4;
 #else

@@ -27,7 +27,7 @@ from edgewright.model.loading import LazyModel
 Stacks = Mapping[str, Sequence[QuantizedMatrix]]  # by group key
 Advance = Callable[[int], None]
 
-_WHOLE_RATES = Rates(codes=0.005, scales=5e-4)
+_WHOLE_RATES = Rates(codes=0.01, scales=1e-3)
 _LAYER_RATES = Rates(codes=0.02, scales=2e-3)
 _STEP_TOKENS = 1024
 _RISE, _LEAST_SHARE = 0.05, 0.02

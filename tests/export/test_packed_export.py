@@ -131,8 +131,8 @@ def test_without_kernels_the_bodies_give_the_same(exported: Exported, tmp_path: 
     ("name", "plain", "dtypes"),
     [
         ("llama-biased-tied", Plain((2, 3)), ("int2", "int4", "float32")),
-        ("llama", Plain((4,), zeros=True, column_scale=True), ("int4", "float32")),
-        ("llama", Plain((3,), outliers=True), ("int3", "int8", "float32")),
+        ("llama", Plain((4,), zeros=True, column_scale=True), ("int4",)),
+        ("llama", Plain((3,), outliers=True), ("int3", "int8")),
         ("mixtral", Plain((4,)), ("int4", "float32")),
     ],
 )

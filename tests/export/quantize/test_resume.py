@@ -63,9 +63,9 @@ def test_a_folder_of_another_run_is_refused(opened: Callable, tmp_path: Path) ->
         options = QuantizeOptions.check(bits, resume=work)
         quantize_model(model, plan, options, lambda *_: None, lambda _: None)
 
-    run(6.0, tmp_path / "work")
+    run(7.0, tmp_path / "work")
     with pytest.raises(ExportError, match="another checkpoint, text or set of options"):
-        run(5.0, tmp_path / "work")
+        run(6.0, tmp_path / "work")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(ExportError, match="not the folder of a quantisation"):
