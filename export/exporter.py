@@ -25,9 +25,10 @@ from edgewright.export.options import ExportOptions
 from edgewright.export.packing import pack_graph
 from edgewright.export.passes import simplify
 from edgewright.export.providers import Provider
+from edgewright.export.quantize.imported import ImportedGroup, imported_groups
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup, plan_of
-from edgewright.export.quantize.quantize import Quantized, quantize_model
+from edgewright.export.quantize.quantize import PackedGroup, Quantized, quantize_model
 from edgewright.export.state_order import prove_state_order
 from edgewright.export.stored import Stored
 from edgewright.export.tokenizer import write_tokenizer
@@ -43,6 +44,7 @@ from edgewright.model.loading import LazyModel, open_model
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Warn = Callable[[str], None]
+Groups = Mapping[str, PackedGroup] | Mapping[str, ImportedGroup]
 
 _VERSIONED = ("edgewright", "torch", "onnx", "onnxscript", "onnx-ir")
 
@@ -95,9 +97,14 @@ def export_checkpoint(
         graph = traced_graph(model)
         plan = plan_of(graph.model.graph, model)
         quantized = None
+        groups: Groups
         if options.quantize is not None:
             quantized = quantize_model(model, plan, options.quantize, tell, caution)
-        stored = _store(model, graph, plan, quantized, writer, tell, caution)
+            groups = quantized.groups
+        else:
+            groups = imported = imported_groups(model, plan)
+            plan = tuple(each.group for each in imported.values())
+        stored = _store(model, graph, plan, groups, writer, tell, caution)
         tokenizer = write_tokenizer(model.checkpoint, writer, caution)
         tell("compiling kernels", 0, 1)
         paths = _write_libraries(libraries, writer)
@@ -141,13 +148,12 @@ def _store(
     model: LazyModel,
     graph: Graph,
     plan: Sequence[WeightGroup],
-    quantized: Quantized | None,
+    groups: Groups,
     writer: PackageWriter,
     tell: Progress,
     warn: Warn,
 ) -> Stored:
     """Quantised weights in the place of the checkpoint's; what is not in the plan stays."""
-    groups = {} if quantized is None else quantized.groups
     blobs = {key: writer.add_blob(group.pieces()) for key, group in groups.items()}
     packed = pack_graph(graph.model, plan, blobs) if blobs else {}
     planned = {name for group in plan if group.key in groups for name in group.names}

@@ -20,6 +20,7 @@ from edgewright.custom_ops.packed_weights import QuantizedMatrix, QuantizedRows,
 from edgewright.export.exporter import traced_graph
 from edgewright.export.packing import joint_name
 from edgewright.export.portable_weights import PortableRows
+from edgewright.export.quantize.imported import imported_groups
 from edgewright.export.quantize.plan import WeightGroup, plan_of
 from edgewright.model.loading import LazyModel, Readable
 
@@ -68,7 +69,10 @@ def packed_parameters(
     if not any(".packed" in name for name in arrays.places):
         return {}
     found: dict[str, Readable] = {}
-    for group in plan_of(traced_graph(model).model.graph, model):
+    plan = plan_of(traced_graph(model).model.graph, model)
+    if package.manifest.provenance.options.get("bits") is None:
+        plan = tuple(each.group for each in imported_groups(model, plan).values())
+    for group in plan:
         first = 0
         for name, rows in zip(group.names, group.rows, strict=True):
             found[name] = _parameter(arrays, group, first, rows)

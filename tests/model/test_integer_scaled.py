@@ -16,9 +16,9 @@ from edgewright.artifacts.errors import CheckpointError
 from edgewright.model.checkpoint import Checkpoint, open_checkpoint
 from edgewright.model.lazy import concat, rows, stack, transpose_last_two
 from edgewright.model.stored_codes import stored_codes
+from tests.integer_storage import Matrix, awq, gptq
 
 Tensors = Mapping[str, torch.Tensor]
-AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def checkpoint(path: Path, tensors: Tensors, **quantization: object) -> Checkpoint:
@@ -26,56 +26,6 @@ def checkpoint(path: Path, tensors: Tensors, **quantization: object) -> Checkpoi
     (path / "config.json").write_text(json.dumps(config))
     save_file({name: t.contiguous() for name, t in tensors.items()}, path / "model.safetensors")
     return open_checkpoint(path)
-
-
-class Matrix:
-    """Random codes with their zero points and scales, and the matrix that they stand for."""
-
-    def __init__(
-        self, n: int, k: int, size: int, bits: int = 4, dtype: torch.dtype = torch.float16
-    ) -> None:
-        draw = torch.Generator().manual_seed(n * k + size)
-        self.bits, groups = bits, -(-k // size)
-        self.codes = torch.randint(0, 1 << bits, (n, k), generator=draw)
-        self.zeros = torch.randint(1, 1 << bits, (n, groups), generator=draw)
-        scales = torch.rand(n, groups, generator=draw) * 0.1 + 1e-3
-        self.scales = scales.half().to(dtype)  # as a rule those in float32 were float16 before
-        self.group_of = torch.arange(k) // size
-
-    @property
-    def values(self) -> torch.Tensor:
-        whole = (self.codes - self.zeros[:, self.group_of]).float()
-        return whole * self.scales.float()[:, self.group_of]
-
-
-def packed(codes: torch.Tensor, bits: int, places: tuple[int, ...] | None = None) -> torch.Tensor:
-    """[R, C] as int32 [R, C * bits / 32], one shift at a time, as the tools' own loops do it."""
-    each = 32 // bits
-    order = places or tuple(range(each))
-    out = torch.zeros(len(codes), -(-codes.shape[1] // each), dtype=torch.int64)
-    for column in range(out.shape[1]):
-        for i in range(each):
-            at = column * each + order[i]
-            if at < codes.shape[1]:
-                out[:, column] |= codes[:, at] << (bits * i)
-    return torch.where(out >= 1 << 31, out - (1 << 32), out).to(torch.int32)
-
-
-def gptq(matrix: Matrix, less: int = 1) -> dict[str, torch.Tensor]:
-    return {
-        "x.qweight": packed(matrix.codes, matrix.bits).T,
-        "x.qzeros": packed(matrix.zeros.T - less, matrix.bits),
-        "x.scales": matrix.scales.T,
-        "x.g_idx": matrix.group_of.int(),
-    }
-
-
-def awq(matrix: Matrix) -> dict[str, torch.Tensor]:
-    return {
-        "x.qweight": packed(matrix.codes.T, 4, AWQ_COLUMNS),
-        "x.qzeros": packed(matrix.zeros.T, 4, AWQ_COLUMNS),
-        "x.scales": matrix.scales.T,
-    }
 
 
 SHAPES = [(16, 256, 128), (40, 192, 64), (8, 320, 32), (24, 96, 96), (16, 144, 128)]
