@@ -15,6 +15,7 @@ of columns: w[n][k] = scale[n][g] * (code[n][k] - zero[n][g]). They differ in wh
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -143,24 +144,25 @@ class IntegerTensor(LazyTensor):
     suffixes: ClassVar[tuple[str, ...]]
 
     @classmethod
+    @abstractmethod
     def over(
         cls, name: str, parts: Mapping[str, StoredTensor], scheme: IntegerScheme
     ) -> IntegerTensor:
-        raise NotImplementedError
+        """Of parts that fit together."""
 
+    @abstractmethod
     def codes(self, start: int, stop: int) -> torch.Tensor:
         """uint8 [stop - start, K], the columns as the model has them."""
-        raise NotImplementedError
 
-    @cached_property
+    @property
+    @abstractmethod
     def scales(self) -> torch.Tensor:
         """[N, groups] in the dtype they are stored in."""
-        raise NotImplementedError
 
-    @cached_property
+    @property
+    @abstractmethod
     def zeros(self) -> torch.Tensor:
         """uint8 [N, groups]."""
-        raise NotImplementedError
 
     @property
     def groups(self) -> int:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgewright.artifacts.user_dirs import cache_dir
@@ -22,6 +23,7 @@ from tests.custom_ops import emulated
 from tests.custom_ops.single_op import SingleOp
 
 Probe = Callable[..., None]
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 TARGET = TARGETS_BY_NAME[buildable_host()]
 ISAS = (emulated.ISA,) if emulated.ROOT else tuple(TARGET.isas)
@@ -56,6 +58,22 @@ def isa(request: pytest.FixtureRequest, library: Library) -> str:
     if names.index(request.param) > names.index(best().decode()):
         pytest.skip(f"this processor has no {request.param}")
     return str(request.param)
+
+
+@pytest.fixture(params=(1, 2))
+def product(
+    request: pytest.FixtureRequest, library: Library, isa: str, single_op: Callable[..., SingleOp]
+) -> Product:
+    """x, blob → y, in one session for all: the weight is an input like x."""
+    inputs = {"x": np.zeros((1, 1), np.float32), "weight": np.zeros(1, np.uint8)}
+    op = single_op("BlockMatMul", inputs, symbolic=("x", "weight"))
+    session = op.session(library, isa, threads=request.param)
+
+    def run(x: np.ndarray, blob: np.ndarray) -> np.ndarray:
+        y: np.ndarray = session.run(None, {"x": x, "weight": blob})[0]
+        return y
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgewright.custom_ops.compiler import Library
 from edgewright.custom_ops.packed_weights import BLOCKS, MOST_SHIFT, WIDTHS, pack
 from tests.custom_ops.packed_cases import random_matrix
 from tests.custom_ops.packed_products import MAKE_UPS, bound, exact_x, terms
@@ -25,20 +24,6 @@ X_ROWS = (8, 9, 13, 14, 31, 64, 130)
 ROWS = (1, 16, 17, 47, 129, 150)
 # Both sides of a step (32), a chunk of outliers (64), a block, and a piece of K (2048).
 COLUMNS = (7, 32, 63, 96, 161, 320, 2048, 2081, 2300)
-
-
-@pytest.fixture(params=(1, 2))
-def product(request: pytest.FixtureRequest, library: Library, isa: str, single_op: Op) -> Product:
-    """x, blob → y, in one session for all: the weight is an input like x."""
-    inputs = {"x": np.zeros((1, 1), np.float32), "weight": np.zeros(1, np.uint8)}
-    op = single_op("BlockMatMul", inputs, symbolic=("x", "weight"))
-    session = op.session(library, isa, threads=request.param)
-
-    def run(x: Array, blob: Array) -> Array:
-        y: Array = session.run(None, {"x": x, "weight": blob})[0]
-        return y
-
-    return run
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -7,7 +7,6 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from edgewright.custom_ops.compiler import Library
-from edgewright.custom_ops.packed_reference import packed_product, quantise_rows, whole_numbers
+from edgewright.custom_ops.packed_reference import packed_product
 from edgewright.custom_ops.packed_weights import BLOCKS, WIDTHS, QuantizedMatrix, pack
 from tests.custom_ops import emulated
 from tests.custom_ops.packed_cases import random_matrix
+from tests.custom_ops.packed_products import MAKE_UPS, bound, exact_x, terms
 
 Array = NDArray[Any]
 Op = Callable[..., "SingleOp"]  # type: ignore[name-defined]  # noqa: F821 - from conftest.py
@@ -32,82 +32,11 @@ ROWS = (1, 5, 15, 16, 17, 33, 50)
 X_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 17)
 
 
-@dataclass(frozen=True)
-class MakeUp:
-    """What `random_matrix` takes beside sizes and widths."""
-
-    kind: int = 0
-    zeros: bool = False
-    outliers: float | None = None
-    half: bool = False
-    column_scale: bool = False
-    exact: bool = False
-
-
-MAKE_UPS = (
-    MakeUp(),
-    MakeUp(kind=1, column_scale=True),
-    MakeUp(kind=2, zeros=True),
-    MakeUp(outliers=0.01),
-    MakeUp(zeros=True, outliers=0.15, half=True),
-    MakeUp(kind=1, outliers=0.03, column_scale=True),
-    MakeUp(half=True, zeros=True, column_scale=True),
-)
-
-
-@pytest.fixture(params=(1, 2))
-def product(request: pytest.FixtureRequest, library: Library, isa: str, single_op: Op) -> Product:
-    """x, blob → y, in one session for all: the weight is an input like x."""
-    inputs = {"x": np.zeros((1, 1), np.float32), "weight": np.zeros(1, np.uint8)}
-    op = single_op("BlockMatMul", inputs, symbolic=("x", "weight"))
-    session = op.session(library, isa, threads=request.param)
-
-    def run(x: Array, blob: Array) -> Array:
-        y: Array = session.run(None, {"x": x, "weight": blob})[0]
-        return y
-
-    return run
-
-
-def exact_x(rng: np.random.Generator, rows: int, columns: int, block: int) -> Array:
-    """Whole numbers whose blocks each have a 127: what they are quantised to is themselves."""
-    x = rng.integers(-127, 128, (rows, columns)).astype(np.float32)
-    x[:, ::block] = rng.choice([-127, 127], (rows, -(-columns // block)))
-    return x
-
-
-def terms(x: Array, matrix: QuantizedMatrix) -> tuple[Array, Array]:
-    """In float64: what each output is, and the sum of the magnitudes that make it up."""
-    scaled = x if matrix.column_scale is None else x * matrix.column_scale
-    whole, scales = (
-        a.numpy().astype(np.float64) for a in quantise_rows(torch.from_numpy(scaled), matrix.block)
-    )
-    exact, magnitude = [], []
-    for segment in matrix.segments:
-        weight = whole_numbers(segment).numpy().astype(np.float64)
-        weight_scales = segment.scales().astype(np.float64) * 2.0**-segment.shift
-        y = np.zeros((2, len(x), segment.rows))
-        for b in range(segment.blocks):
-            columns = weight[:, b * matrix.block : (b + 1) * matrix.block]
-            term = (
-                whole[:, b, : columns.shape[1]]
-                @ columns.T
-                * weight_scales[:, b]
-                * scales[:, b, None]
-            )
-            y += term, np.abs(term)
-        exact.append(y[0])
-        magnitude.append(y[1])
-    return np.concatenate(exact, 1), np.concatenate(magnitude, 1)
-
-
 def check(product: Product, x: Array, matrix: QuantizedMatrix, blob: Array, case: object) -> None:
     found = product(x, blob)
     exact, magnitude = terms(x, matrix)
-    # A rounding of each term's three factors and of each sum.
-    blocks = matrix.segments[0].blocks
-    bound = magnitude * (blocks + 4) * np.finfo(np.float32).eps + np.finfo(np.float32).tiny
-    assert found.shape == exact.shape and (np.abs(found - exact) <= bound).all(), case
+    error = np.abs(found - exact)
+    assert found.shape == exact.shape and (error <= bound(magnitude, matrix)).all(), case
 
 
 def at_offset(blob: Array, offset: int) -> Array:
