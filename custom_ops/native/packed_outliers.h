@@ -23,8 +23,8 @@ class OutlierReader {
         chunks_(packed.chunks),
         log_block_(packed.block == 128 ? 7 : packed.block == 64 ? 6 : 5) {}
 
-  // Reads the entries of the next span, kSpanColumns columns or a chunk. Its first is number `column`
-  // of those that x and sums begin with. The entries are in the sums after `add_up`.
+  // Reads the entries of the next span, kSpanColumns columns or a chunk, of which the first is number
+  // `column` of those that x and sums begin with. They are in the sums after `add_up`.
   void read_span(size_t span, size_t column, const int8_t* x, size_t x_stride, int32_t* sums) {
     size_t first = *counts_++, second = 0;
     if (--chunks_ && span == kSpanColumns) {
@@ -65,7 +65,8 @@ class OutlierReader {
     const __m256i raise = _mm256_andnot_si256(_mm256_srli_epi16(entry, 1), all(8));
     const __m256i value = _mm256_sub_epi16(_mm256_srli_epi16(entry, 10), all(32));
     // A chunk is a block, half of one, or two of 32 columns.
-    const size_t block = column >> log_block_, second_block = (column + kChunkColumns) >> log_block_;
+    const size_t block = column >> log_block_;
+    const size_t second_block = (column + kChunkColumns) >> log_block_;
     const __m256i row = _mm256_and_si256(entry, all(kStripRows - 1));
     const __m256i half = _mm256_and_si256(_mm256_srli_epi16(entry, 5),
                                           all(log_block_ == 5 ? kStripRows : 0));
