@@ -26,6 +26,8 @@ def dequantised(weight: Tensor) -> Tensor:
 def packed_product(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
     """[..., K] → [..., N]"""
     rows = x.flatten(0, -2) if x.ndim > 1 else x[None]  # [M, K]
+    if matrix.column_order is not None:
+        rows = rows[:, torch.from_numpy(matrix.column_order)]
     if matrix.column_scale is not None:
         rows = rows * torch.from_numpy(matrix.column_scale)
     quantised, scales = quantise_rows(rows, matrix.block)

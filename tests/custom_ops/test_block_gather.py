@@ -36,6 +36,7 @@ def matrices(bits: int) -> list[QuantizedMatrix]:
             columns,
             block,
             column_scale=column_scale,
+            column_order=kind == bits % 3,
             kind=kind,
             zeros=zeros,
             outliers=outliers,
@@ -44,7 +45,8 @@ def matrices(bits: int) -> list[QuantizedMatrix]:
         for (rows, columns, block), (zeros, outliers, column_scale, kind), half in cases
     ]
     others = [(19, bits), (1, WIDTHS[bits % 3]), (48, 8), (7, 3)]
-    segments = random_matrix(rng, others, 200, 64, outliers=0.1, column_scale=True)
+    of_columns = {"column_scale": True, "column_order": True}
+    segments = random_matrix(rng, others, 200, 64, outliers=0.1, **of_columns)
     crowded = random_matrix(rng, [(35, bits)], 97, 32, outliers=0.2, zeros=True)
     zeros = rng.integers(0, 256, (35, 4)).astype(np.uint8)  # imported ones may be any
     far = QuantizedMatrix((replace(crowded.segments[0], zeros=zeros, half=bits < 8),), None)
