@@ -54,7 +54,7 @@ def quantise_rows(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(segment: QuantizedRows) -> Tensor:
-    """What each value is in steps of its scale * 2^-shift: int32 [N, K]."""
+    """What each value is in steps of its scale * 2^-shift: int32 [N, K] of stored columns."""
     values = segment.codes.astype(np.int32)
     if segment.zeros is None:
         values -= 1 << (segment.bits - 1)

@@ -113,7 +113,7 @@ class QuantizedRows:
         return np.repeat(of_blocks, self.block, axis=1)[:, : self.columns]
 
     def dequantised(self) -> Float32:
-        """[N, K], without the matrix's column scale."""
+        """[N, K] of stored columns, without their scale."""
         values = self.codes.astype(np.float32)
         if self.zeros is None:
             values -= np.float32((1 << (self.bits - 1)) - self.half / 2)

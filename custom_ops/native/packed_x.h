@@ -1,5 +1,6 @@
 // Rows of x as int8, in blocks that each carry a scale: what packed weights are multiplied with.
-// For a block of x^ = x * column scale, its columns as they are stored, with the largest magnitude `peak`:
+// For a block of x^ = x * column scale, in the order of the stored columns, with the largest
+// magnitude `peak`:
 //
 //   q = nearest integer to x^ * (127 / peak), ties to even;  x^ is about q * (peak / 127)
 //

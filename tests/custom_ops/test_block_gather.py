@@ -83,6 +83,16 @@ def test_an_id_that_does_not_exist_is_refused(wrong: int, library: Library, sing
         single_op("BlockGather", inputs).run(library)
 
 
+def test_a_column_that_is_none_is_left_out(isa: str, library: Library, single_op: Op) -> None:
+    matrix = random_matrix(np.random.default_rng(1), [(40, 4)], 64, column_order=True)
+    blob, wanted = pack([matrix]), matrix.dequantised()
+    assert matrix.column_order is not None
+    blob[128:].view("<u4")[5] = 64  # the order begins the section
+    wanted[:, matrix.column_order[5]] = 0
+    op = single_op("BlockGather", {"ids": np.arange(40), "weight": blob})
+    np.testing.assert_array_equal(op.run(library, isa)[0], wanted)
+
+
 def test_a_stack_is_refused(library: Library, single_op: Op) -> None:
     matrix = random_matrix(np.random.default_rng(1), [(40, 4)], 64)
     inputs = {"ids": np.zeros(1, np.int64), "weight": pack([matrix, matrix])}

@@ -180,6 +180,17 @@ def test_damaged_bytes_read_nothing_else(
     assert refused > 50
 
 
+def test_a_column_that_is_none_is_the_first(product: Product) -> None:
+    rng = np.random.default_rng(12)
+    matrix = random_matrix(rng, [(20, 3)], 100, 32, column_order=True, exact=True)
+    blob, order = pack([matrix]), matrix.column_order
+    assert order is not None
+    x = exact_x(rng, 3, matrix)
+    blob[128:].view("<u4")[70] = 100  # the order begins the section
+    order[70] = 0
+    np.testing.assert_array_equal(product(x, blob), terms(x, matrix)[0])
+
+
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [

@@ -66,7 +66,7 @@ def matrices(bits: int, block: int, exact: bool) -> Iterator[QuantizedMatrix]:
 
 
 def rounded(x: Array, matrix: QuantizedMatrix) -> Array:
-    """What stored columns are multiplied with, as the int8 of its blocks stand for it, in float64."""
+    """What stored columns are multiplied with, as int8 stand for it, in float64."""
     result, stored = np.zeros(x.shape), stored_x(x, matrix)
     for m, first in itertools.product(range(len(x)), range(0, x.shape[1], matrix.block)):
         own = slice(first, first + matrix.block)

@@ -183,8 +183,8 @@ def test_a_column_order_lies_before_the_codes(scale: Array | None) -> None:
     rows = tuple(valid(zeros=True, outliers=0.1) for _ in range(2))
     stack = [QuantizedMatrix(rows, scale)] * 3
     plain = pack(stack)
-    orders = [np.random.default_rng(i).permutation(70) for i in range(len(stack))]
-    blob = pack([dataclasses.replace(m, column_order=o) for m, o in zip(stack, orders, strict=True)])
+    orders = [np.random.default_rng(i).permutation(70) for i in range(3)]
+    blob = pack([dataclasses.replace(stack[0], column_order=order) for order in orders])
     step, at = read_layout(plain).section_bytes, 0 if scale is None else 192
     sections = blob[128 : 128 + 3 * (step + 320)].reshape(3, step + 320)
     for section, order in zip(sections, orders, strict=True):
