@@ -79,23 +79,23 @@ def PackedTable(stored, at, groups, blocks, chunks):
 @script(_OURS, default_opset=op)
 def PackedHeader(weight, matrix):
     """[11] of a matrix: rows, columns, groups of 32 columns, their block, blocks, chunks of 64 that
-    count outliers, where its section begins, whether column scales do, where the outliers' list
-    does, segments, matrices. And [segments, 12] of its segments, as PackedTable has them."""
+    count outliers, where its section begins, the header's flags, where the outliers' list begins,
+    segments, matrices. And [segments, 12] of its segments, as PackedTable has them."""
     words = PackedWords(op.Slice(weight, [0], [64]))
     head, stack, rows, columns, block, count, flags, low, high, entries, rest = op.Split(
         words, op.Constant(value_ints=[2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5])
     )
     groups = (columns + 31) / 32
     blocks = (32 * groups + block - 1) / block
-    chunks = (groups + 1) / 2 * (flags / 2)
+    chunks = (groups + 1) / 2 * op.Mod(flags / 2, 2)
     listed = low + 4294967296 * high - (2 * entries + 63) / 64 * 64
     first = (127 + 16 * count) / 64 * 64
     section = first + matrix * ((listed - first) / stack)
-    scaled = op.Mod(flags, 2)
     facts = op.Concat(
-        rows, columns, groups, block, blocks, chunks, section, scaled, listed, count, stack, axis=0
+        rows, columns, groups, block, blocks, chunks, section, flags, listed, count, stack, axis=0
     )
-    at = section + scaled * ((2 * columns + 63) / 64 * 64)
+    at = section + op.Mod(flags, 2) * ((2 * columns + 63) / 64 * 64)
+    at = at + flags / 4 * ((4 * columns + 63) / 64 * 64)
     stored = op.Reshape(op.Slice(weight, [64], 64 + 16 * count), [-1, 16])
     return facts, PackedTable(stored, at, groups, blocks, chunks)
 
@@ -103,15 +103,35 @@ def PackedHeader(weight, matrix):
 @script(_OURS, default_opset=op)
 def PackedColumnScale(weight, facts):
     """float32 [K], ones where there are no column scales."""
-    n, columns, others, section, scaled, rest = op.Split(
+    n, columns, others, section, flags, rest = op.Split(
         facts, op.Constant(value_ints=[1, 1, 4, 1, 1, 3])
     )
-    if op.Squeeze(op.Cast(scaled, to=9)):
+    if op.Squeeze(op.Cast(op.Mod(flags, 2), to=9)):
         stored = op.Slice(weight, section, section + 2 * columns)
         scale = PackedHalves(stored, op.Cast(0, to=9))
     else:
         scale = op.Expand(1.0, columns)
     return scale
+
+
+@script(_OURS, default_opset=op)
+def PackedColumnOrder(weight, facts):
+    """int64 [K]: which of the matrix's columns each stored one is."""
+    n, columns, others, section, flags, rest = op.Split(
+        facts, op.Constant(value_ints=[1, 1, 4, 1, 1, 3])
+    )
+    stored = columns * (flags / 4)  # all of them, or none
+    at = section + op.Mod(flags, 2) * ((2 * columns + 63) / 64 * 64)
+    words = PackedWords(op.Slice(weight, at, at + 4 * stored))
+    return op.Concat(words, op.Range(op.Squeeze(stored), op.Squeeze(columns), 1), axis=0)
+
+
+@script(_OURS, default_opset=op)
+def PackedColumnsBack(values, weight, facts):
+    """Stored columns [R, K], times their scales → the matrix's."""
+    order = PackedColumnOrder(weight, facts)
+    places = op.ScatterElements(order, order, op.Range(0, op.Size(order), 1), axis=0)
+    return op.Gather(values * PackedColumnScale(weight, facts), places, axis=1)
 
 
 @script(_OURS, default_opset=op)
@@ -274,13 +294,14 @@ def PackedMatMul(x, weight, matrix):
     """x [..., K] and matrix [N, K] of a packed weight → [..., N]. Sums within a block are exact:
     float32 holds them."""
     facts, table = PackedHeader(weight, matrix)
-    n, k, groups, block, blocks, chunks, section, scaled, listed, segments, stack = op.Split(
+    n, k, groups, block, blocks, chunks, section, flags, listed, segments, stack = op.Split(
         facts, num_outputs=11
     )
     leading = op.Shape(x, end=-1)
     rows_of_x = op.ReduceProd(leading)
     flat = op.Reshape(x, op.Concat(rows_of_x, k, axis=0), allowzero=1)
-    whole, x_scale = PackedRowsOfX(flat * PackedColumnScale(weight, facts), block, blocks)
+    stored = op.Gather(flat, PackedColumnOrder(weight, facts), axis=1)
+    whole, x_scale = PackedRowsOfX(stored * PackedColumnScale(weight, facts), block, blocks)
     x_sum = op.Cast(op.ReduceSum(whole, [2]), to=6)  # [blocks, M, 1]
     most = 262144 / op.Max(32 * groups, blocks * rows_of_x)
     nothing = op.ConstantOfShape(op.Concat(rows_of_x, [0], axis=0))
@@ -325,7 +346,7 @@ def StackedCount(weight):
 def PackedMatrix(weight):
     """The only matrix of a packed weight, as float32 [N, K]."""
     facts, table = PackedHeader(weight, 0)
-    n, k, groups, block, blocks, chunks, section, scaled, listed, segments, stack = op.Split(
+    n, k, groups, block, blocks, chunks, section, flags, listed, segments, stack = op.Split(
         facts, num_outputs=11
     )
     nothing = op.ConstantOfShape(op.Concat([0], k, axis=0))
@@ -343,7 +364,7 @@ def PackedMatrix(weight):
             new = op.Reshape(new, op.Concat(16 * count, blocks * block, axis=0))
             part = op.Concat(part, op.Slice(new, [0], k, [1]), axis=0)
         values = op.Concat(values, op.Slice(part, [0], rows, [0]), axis=0)
-    return values * PackedColumnScale(weight, facts)
+    return PackedColumnsBack(values, weight, facts)
 
 
 @script(_OURS, default_opset=op)
@@ -351,7 +372,7 @@ def PackedRows(ids, weight):
     """The rows that ids [...] name, of the only matrix, as float32 [..., K]. Each row of x gathers
     the bytes of its codes, scales and outliers, from every segment in turn."""
     facts, table = PackedHeader(weight, 0)
-    n, k, groups, block, blocks, chunks, section, scaled, listed, segments, stack = op.Split(
+    n, k, groups, block, blocks, chunks, section, flags, listed, segments, stack = op.Split(
         facts, num_outputs=11
     )
     flat = op.Unsqueeze(op.Reshape(ids, [-1]), [1])  # [T, 1]
@@ -428,5 +449,5 @@ def PackedRows(ids, weight):
         whole = op.Slice(whole, [0], k, [1]) - op.Slice(middle, [0], k, [1])
         values = op.Where(inside, whole * op.Slice(scales, [0], k, [1]), values)
         row = row - rows
-    values = values * PackedColumnScale(weight, facts)
+    values = PackedColumnsBack(values, weight, facts)
     return op.Reshape(values, op.Concat(op.Shape(ids), k, axis=0), allowzero=1)
