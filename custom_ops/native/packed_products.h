@@ -10,7 +10,7 @@ namespace EDGE_ISA {
 using CodeWords = uint16_t __attribute__((vector_size(kLanes * 4)));
 
 // What is taken from each code before it is multiplied. Codes of 8 bits do not fit signed bytes.
-#if defined(EDGE_SCALAR) || defined(__AVX512VNNI__)
+#if defined(EDGE_SCALAR) || defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
 template <int kBits>
 constexpr int kCodeCentre = 0;
 #elif defined(__AVX2__) || defined(__aarch64__)
@@ -43,6 +43,14 @@ static inline void fetch_ahead(const uint8_t* step) {
 }
 
 static inline int32_t four(const int8_t* x) { return read<int32_t>(x); }
+
+// Parts of a line whose products are in registers together. What multiplies a quad of x from its
+// place in a vector needs all of them: from a loop over them the quads would be spread out first.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr size_t kPartsTogether = kPartsOfLine;
+#else
+constexpr size_t kPartsTogether = 2;
+#endif
 
 #if defined(EDGE_SCALAR)
 
@@ -99,6 +107,34 @@ static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], con
   return sums;
 }
 
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+template <int kBits>
+static inline I32 four_products(I32 sums, Bytes codes, I32 x) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (kBits == 8) {
+    return (I32)vusdotq_s32((int32x4_t)sums, (uint8x16_t)codes, (int8x16_t)x);
+  }
+#endif
+  const Bytes centred = codes ^ uint8_t(kCodeCentre<kBits>);
+  return (I32)vdotq_s32((int32x4_t)sums, (int8x16_t)centred, (int8x16_t)x);
+}
+
+template <int kBits>
+static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], const int8_t* x) {
+  I32 others = {};
+#pragma unroll
+  for (size_t i = 0; i < kQuadsOfStep; i += 4) {
+    const I32 xs = read<I32>(x + i * 4);  // four quads, each taken from its place in it
+#pragma unroll
+    for (size_t j = 0; j < 4; j += 2) {
+      sums = four_products<kBits>(sums, codes[i + j], I32{} + xs[j]);
+      others = four_products<kBits>(others, codes[i + j + 1], I32{} + xs[j + 1]);
+    }
+  }
+  return sums + others;
+}
+
 #elif defined(__aarch64__)
 
 template <int kBits>
@@ -146,7 +182,7 @@ static inline void step_products(const uint8_t* codes, size_t steps, const int8_
                                  size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
   for (size_t step = 0; step < steps; step++) {
     fetch_ahead<kBits, kM>(codes + step * kBits * kPackedLine);
-#pragma unroll 2
+#pragma unroll(kPartsTogether)
     for (size_t part = 0; part < kPartsOfLine; part++) {
       Bytes quads[kQuadsOfStep];
       unpack_step<kBits>(codes + step * kBits * kPackedLine + part * sizeof(Bytes), quads);

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 Op = Callable[..., "SingleOp"]  # type: ignore[name-defined]  # noqa: F821 - from conftest.py
 Product = Callable[[Array, Array], Array]
 
-# Full tiles of 2, 4 and 7 rows and what is left over; from 128 on cut for two threads.
+# Full tiles of 2, 4, 6 and 7 rows and what is left over; from 128 on cut for two threads.
 X_ROWS = (8, 9, 13, 14, 31, 64, 130)
 # Both sides of a strip, of a pair of strips and of a group of eight.
 ROWS = (1, 16, 17, 47, 129, 150)
