@@ -58,7 +58,7 @@ LARGEST_CAPACITY = 131072
 # Rounding to float16 here and there, over all layers, in standard deviations of the logits.
 AGREEMENT = 0.25
 # Two or three bits leave little of a random model; of another one's logits 0.01 would be chance.
-CORRELATION = 0.2
+CORRELATION = 0.1
 
 
 def main() -> None:
