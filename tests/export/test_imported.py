@@ -37,6 +37,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
 }
+IDS = np.random.default_rng(1).integers(0, SIZES["vocab_size"], 40).tolist()
 PACKED = re.compile(r"(.*(?:_proj|\.w[123]))\.weight")
 
 
@@ -108,9 +109,8 @@ def integer_checkpoint(name: str, method: str, folder: Path) -> tuple[Path, Path
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_the_codes_arrive_and_say_the_same(name: str, method: str, tmp_path: Path) -> None:
     stored, plain = integer_checkpoint(name, method, tmp_path)
-    package = export_checkpoint(stored, tmp_path / "package", ("cpu", "cpu-portable"))
-    own, _ = package.manifest.variants
-    assert own.weight_dtypes == ("int4", "float32")
+    package = export_checkpoint(stored, tmp_path / "package")
+    assert package.manifest.variants[0].weight_dtypes == ("int4", "float32")
     values = load_file(plain / "model.safetensors")
     down = "block_sparse_moe.experts.0.w2" if name == "mixtral" else "mlp.down_proj"
     expected = {
@@ -118,22 +118,19 @@ def test_the_codes_arrive_and_say_the_same(name: str, method: str, tmp_path: Pat
         for end in ("self_attn.o_proj", down)
     }
     assert expected <= matrices(package)
-    ids = np.random.default_rng(1).integers(0, SIZES["vocab_size"], 40).tolist()
-    reference = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
-    with torch.no_grad():
-        logits = reference(torch.tensor([ids])).logits[0]
-    found = torch.from_numpy(Session.open(package.root).logits(ids))
+    logits = reference_logits(plain)
+    found = torch.from_numpy(Session.open(package.root).logits(IDS))
     # What is left is that activations are rounded to int8.
     assert (found - logits).abs().mean() < 0.05 * logits.std()
-    plain_ops = torch.from_numpy(Session.open(package.root, "cpu-portable").logits(ids))
-    if name == "llama":  # whose products are all MatMulNBits, which rounds no activations
-        assert (plain_ops - logits).abs().max() < 1e-4 * max(1.0, float(logits.std()))
-    assert (plain_ops - logits).abs().mean() < 0.05 * logits.std()
-    for variant in package.manifest.variants:
-        report = validate(
-            package.root, stored, provider=variant.name, prompt_tokens=(19,), greedy_tokens=4
-        )
-        assert report.passed, report.render()
+    report = validate(package.root, stored, prompt_tokens=(19,), greedy_tokens=4)
+    assert report.passed, report.render()
+
+
+def reference_logits(checkpoint: Path) -> torch.Tensor:
+    reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        logits: torch.Tensor = reference(torch.tensor([IDS])).logits[0]
+    return logits
 
 
 def matrices(package: Package) -> set[bytes]:
@@ -144,6 +141,20 @@ def matrices(package: Package) -> set[bytes]:
         if blob[:4].tobytes() == b"EWPM":
             found |= {matrix.dequantised().tobytes() for matrix in unpack(blob)}
     return found
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("llama", "gptq out of order"), ("mixtral", "gptq out of any order")]
+)
+def test_onnx_runtimes_own_ops_say_the_same(name: str, method: str, tmp_path: Path) -> None:
+    stored, plain = integer_checkpoint(name, method, tmp_path)
+    package = export_checkpoint(stored, tmp_path / "package", ("cpu-portable",))
+    logits = reference_logits(plain)
+    error = (torch.from_numpy(Session.open(package.root).logits(IDS)) - logits).abs()
+    # MatMulNBits rounds no activations; experts do, as ever.
+    assert error.mean() < (1e-5 if name == "llama" else 0.05) * logits.std()
+    report = validate(package.root, stored, prompt_tokens=(19,), greedy_tokens=4)
+    assert report.passed, report.render()
 
 
 def test_other_bits_quantise_anew(tmp_path: Path) -> None:
