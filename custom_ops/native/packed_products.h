@@ -28,13 +28,13 @@ namespace detail {
 template <int kBits>
 constexpr size_t kNarrowQuads = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
 
-// Fetches what is multiplied next. Where computing takes as long as reading, every line is fetched,
-// far ahead into the second cache and then into the first. Codes of 4 and 8 bits for a single row
-// are quicker than memory: there the processor follows the stream by itself, unless its list of
-// misses is full, so it gets a hint for every other line.
+// Fetches what is multiplied next: every line, far ahead into the second cache and then into the
+// first. Codes of 8 bits for a single row have no outliers among them and are quicker than memory:
+// there the processor follows the stream by itself, unless its list of misses is full, so it gets a
+// hint for every other line.
 template <int kBits, size_t kM>
 static inline void fetch_ahead(const uint8_t* step) {
-  constexpr bool kHints = kM == 1 && (kBits == 4 || kBits == 8);
+  constexpr bool kHints = kM == 1 && kBits == 8;
 #pragma unroll
   for (size_t line = 0; line < kBits; line += kHints ? 2 : 1) {
     if (!kHints) __builtin_prefetch(step + line * kPackedLine + 2048);
