@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from edgewright.custom_ops import DOMAIN, OPS
 from edgewright.custom_ops.onnx_functions import function_for
@@ -193,6 +195,18 @@ def test_x_of_another_width_is_refused(single_op: Op) -> None:
         )
         with pytest.raises(Exception, match="ONNXRuntimeError"):
             op.run(None)
+
+
+def test_a_body_divides_by_no_size_of_a_damaged_weight(single_op: Op) -> None:
+    whole = pack([random_matrix(np.random.default_rng(3), [(6, 4)], 40)])
+    inputs = {"x": np.ones((2, 40), np.float32), "weight": whole}
+    session = single_op("BlockMatMul", inputs, symbolic=("weight",)).session(None)
+    session.run(None, inputs)
+    for at in (8, 16, 20):  # matrices, columns, block
+        damaged = whole.copy()
+        damaged[at : at + 4] = 0
+        with contextlib.suppress(Fail, InvalidArgument):
+            session.run(None, {**inputs, "weight": damaged})
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
