@@ -78,9 +78,9 @@ _COUNTS = np.array([len(_LAYERS.get(bits, ())) for bits in range(_WIDEST + 1)])
 LAYERS_END = _tensor(np.cumsum(_COUNTS), np.int64)
 LAYERS_BEGIN = _tensor(np.cumsum(_COUNTS) - _COUNTS, np.int64)
 
-# The middle code of each width, and what a shift multiplies by.
+# The middle code of each width, and what one of a code comes to with each shift.
 MIDDLES = _tensor([1 << max(bits - 1, 0) for bits in range(_WIDEST + 1)], np.float32)
-STEPS = _tensor([1, 2, 4, 8], np.float32)
+UNITS = _tensor([1, 2, 4, 8], np.float32)
 
 
 def _scales() -> NDArray[np.float64]:

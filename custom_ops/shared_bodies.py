@@ -1,7 +1,11 @@
 """What bodies call: packed weights go in, products, matrices and rows come out, in standard ops.
 
 Nothing here depends on a weight's make-up: header and segment table are read as the graph runs, and
-a weight is unpacked a slab of strips at a time, never whole. docs/packed-weights.md has the layout.
+a weight is unpacked some strips at a time, never whole. docs/packed-weights.md has the layout.
+
+Products stand in a loop, if need be of one turn: ONNX Runtime opens a graph in time that grows with
+the square of the values beside each other in it, and a model has hundreds of products. It leaves a
+loop alone; an If that it can decide it would take apart, and not survive that within a loop.
 """
 
 # The names are ONNX's, and onnxscript's values have no type that mypy could check.
@@ -28,7 +32,7 @@ from edgewright.custom_ops.packed_tables import (
     NUMBERS,
     SCALE_FACTORS,
     SCALE_SUMMANDS,
-    STEPS,
+    UNITS,
 )
 from edgewright.custom_ops.spec import DOMAIN, VERSION
 
@@ -91,9 +95,9 @@ def PackedTable(stored, at, groups, blocks, chunks):
 
 @script(_OURS, default_opset=op)
 def PackedHeader(weight, matrix):
-    """[8] of a matrix: rows, columns, their block, groups of 32 columns, blocks, chunks of 64 that
-    count outliers, where the outliers' list begins, segments. Its column scales [K], ones where
-    there are none. And [segments, 13] of its segments, as PackedTable has them."""
+    """[7] of a matrix: rows, columns, their block, groups of 32 columns, blocks, chunks of 64 that
+    count outliers, where the outliers' list begins. Its column scales [K], ones where there are
+    none. And [segments, 13] of its segments, as PackedTable has them."""
     digits = op.Cast(op.Slice(weight, [0], [64]), to=7)
     sums = op.MatMul(digits, op.Constant(value=FACTS_OF_BYTES)) + op.Constant(value=FACTS_ADD)
     facts = sums / op.Constant(value=FACTS_DIVIDE) * op.Constant(value=FACTS_TIMES)
@@ -157,12 +161,21 @@ def PackedOutliers(weight, listed, counts, starts):
 
 
 @script(_OURS, default_opset=op)
-def PackedStrips(weight, facts, segment, first, count):
-    """Strips of a segment → whole numbers [blocks, block, R]; what is added to all of a block's
-    [blocks, 1, R]; the scale of both [blocks, 1, R]."""
+def PackedSteps(table, most):
+    """The steps [S] at which segments begin, and how many there are, of at most so many strips."""
+    steps = (op.Gather(table, 1, axis=1) + most - 1) / most
+    return op.CumSum(steps, 0, exclusive=1), op.ReduceSum(steps, keepdims=0)
+
+
+@script(_OURS, default_opset=op)
+def PackedStrips(weight, facts, table, begins, most, step):
+    """The strips of a step → whole numbers [blocks, block, R]; what is added to all of a block's
+    [blocks, 1, R]; the scale of both [blocks, 1, R]; how many rows the segment has from here on."""
     n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
+    begun = op.Cast(op.LessOrEqual(begins, step), to=6)
+    which = op.ArgMax(begun, axis=0, keepdims=0, select_last_index=1)
     (
-        r,
+        rows,
         strips,
         bits,
         has_zeros,
@@ -175,15 +188,17 @@ def PackedStrips(weight, facts, segment, first, count):
         code_bytes,
         meta_bytes,
         start,
-    ) = op.Split(segment, num_outputs=13)
+    ) = op.Split(op.Gather(table, which), num_outputs=13)
+    first = (step - op.Gather(begins, which)) * most
+    count = op.Min(most, strips - first)
     begin = codes_at + first * code_bytes
     stored = op.Slice(weight, begin, begin + count * code_bytes)
     vectors = op.Reshape(stored, op.Concat(count, groups, bits, [64], axis=0))
     quads = op.Reshape(PackedQuads(vectors, bits), [0, 0, 8, 16, 4])  # [S, groups, 8, 16, 4]
     columns = 32 * groups
     codes = op.Transpose(quads, perm=[1, 2, 4, 0, 3])
-    step = op.Gather(op.Constant(value=STEPS), shift)
-    plain = op.Reshape(codes * step, op.Concat(columns, [-1], axis=0))
+    unit = op.Gather(op.Constant(value=UNITS), shift)
+    plain = op.Reshape(codes * unit, op.Concat(columns, [-1], axis=0))
 
     begin = metas_at + first * meta_bytes
     stored = op.Slice(weight, begin, begin + count * meta_bytes)
@@ -209,7 +224,8 @@ def PackedStrips(weight, facts, segment, first, count):
     zeros = op.Reshape(op.Transpose(zeros, perm=[1, 0, 2, 3]), by_row)
     middle = op.Gather(op.Constant(value=MIDDLES), bits)
     zeros = op.Where(op.Cast(has_zeros, to=9), op.Cast(zeros, to=1), middle)
-    return numbers, (op.Cast(half, to=1) * 0.5 - zeros) * step, scales / step
+    added = (op.Cast(half, to=1) * 0.5 - zeros) * unit
+    return numbers, added, scales / unit, rows - 16 * first
 
 
 @script(_OURS, default_opset=op)
@@ -217,7 +233,8 @@ def PackedRowsOfX(x, block, blocks):
     """[M, K] → whole numbers [blocks, M, block] and what one of each block's is [blocks, M, 1]; a
     block with a NaN or an infinity stands for NaN. No quotient rounds to more than 127."""
     padding = op.Concat([0, 0, 0], blocks * block - op.Shape(x, start=1), axis=0)
-    padded = op.Reshape(op.Pad(x, padding), op.Concat([-1], blocks, block, axis=0))
+    shape = op.Concat(op.Shape(x, start=0, end=1), blocks, block, axis=0)
+    padded = op.Reshape(op.Pad(x, padding), shape, allowzero=1)
     padded = op.Transpose(padded, perm=[1, 0, 2])
     peak = op.ReduceMax(op.Abs(padded), [2])
     least = op.Constant(value_float=7.888609052210118e-31)  # 2^-100
@@ -230,38 +247,24 @@ def PackedRowsOfX(x, block, blocks):
 @script(_OURS, default_opset=op)
 def PackedMatMul(x, weight, matrix):
     """x [..., K] and matrix [N, K] of a packed weight → [..., N]. Sums within a block are exact:
-    float32 holds them.
-
-    All of it is within one If, which depends on x and so stays: what ONNX Runtime does for a graph
-    grows with the square of its values, and a model has hundreds of these products."""
-    if op.Greater(op.Size(x), 0):
-        facts, column_scale, table = PackedHeader(weight, matrix)
-        n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
-        flat = op.Reshape(x, op.Concat([-1], k, axis=0))
-        whole, x_scale = PackedRowsOfX(flat * column_scale, block, blocks)
-        x_sum = op.Cast(op.ReduceSum(whole, [2]), to=6)  # [blocks, M, 1]
-        rows_of_x = op.Shape(flat, start=0, end=1)
-        most = op.Max(262144 / op.Max(32 * groups, blocks * rows_of_x), 1)
-        nothing = op.ConstantOfShape(op.Concat(rows_of_x, [0], axis=0))
-        y = op.Identity(nothing)
-        for i in range(op.Squeeze(op.Shape(table, start=0, end=1))):
-            segment = op.Gather(table, i)
-            rows, strips, rest = op.Split(segment, op.Constant(value_ints=[1, 1, 11]))
-            part = op.Identity(nothing)
-            for j in range(op.Squeeze((strips + most - 1) / most)):
-                first = j * most
-                count = op.Min(most, strips - first)
-                numbers, added, scales = PackedStrips(weight, facts, segment, first, count)
-                sums = op.Cast(op.MatMul(whole, numbers), to=6)  # [blocks, M, R]
-                exact = op.Cast(sums + op.Cast(added, to=6) * x_sum, to=1)
-                new = op.ReduceSum(exact * scales * x_scale, [0], keepdims=0)
-                part = op.Concat(part, new, axis=1)
-            y = op.Concat(y, op.Slice(part, [0], rows, [1]), axis=1)
-        product = op.Reshape(y, op.Concat(op.Shape(x, end=-1), n, axis=0), allowzero=1)
-    else:
-        width = op.Squeeze(PackedWords(op.Slice(weight, [12], [16])), [1])
-        product = op.ConstantOfShape(op.Concat(op.Shape(x, end=-1), width, axis=0))
-    return product
+    float32 holds them."""
+    facts, column_scale, table = PackedHeader(weight, matrix)
+    n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
+    leading = op.Shape(x, end=-1)
+    rows_of_x = op.ReduceProd(leading)
+    flat = op.Reshape(x, op.Concat(rows_of_x, k, axis=0), allowzero=1)
+    whole, x_scale = PackedRowsOfX(flat * column_scale, block, blocks)
+    x_sum = op.Cast(op.ReduceSum(whole, [2]), to=6)  # [blocks, M, 1]
+    most = op.Max(262144 / op.Max(32 * groups, blocks * rows_of_x), 1)
+    begins, steps = PackedSteps(table, most)
+    y = op.ConstantOfShape(op.Concat(rows_of_x, [0], axis=0))
+    for step in range(steps):
+        numbers, added, scales, left = PackedStrips(weight, facts, table, begins, most, step)
+        sums = op.Cast(op.MatMul(whole, numbers), to=6)  # [blocks, M, R]
+        exact = op.Cast(sums + op.Cast(added, to=6) * x_sum, to=1)
+        new = op.ReduceSum(exact * scales * x_scale, [0], keepdims=0)
+        y = op.Concat(y, op.Slice(new, [0], left, [1]), axis=1)
+    return op.Reshape(y, op.Concat(leading, n, axis=0), allowzero=1)
 
 
 @script(_OURS, default_opset=op)
@@ -287,19 +290,12 @@ def PackedMatrix(weight):
     facts, column_scale, table = PackedHeader(weight, 0)
     n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
     most = op.Max(8192 / groups, 1)
-    nothing = op.ConstantOfShape(op.Concat(k, [0], axis=0))
-    values = op.Identity(nothing)
-    for i in range(op.Squeeze(op.Shape(table, start=0, end=1))):
-        segment = op.Gather(table, i)
-        rows, strips, rest = op.Split(segment, op.Constant(value_ints=[1, 1, 11]))
-        part = op.Identity(nothing)
-        for j in range(op.Squeeze((strips + most - 1) / most)):
-            first = j * most
-            count = op.Min(most, strips - first)
-            numbers, added, scales = PackedStrips(weight, facts, segment, first, count)
-            new = op.Reshape((numbers + added) * scales, op.Concat(blocks * block, [-1], axis=0))
-            part = op.Concat(part, op.Slice(new, [0], k, [0]), axis=1)
-        values = op.Concat(values, op.Slice(part, [0], rows, [1]), axis=1)
+    begins, steps = PackedSteps(table, most)
+    values = op.ConstantOfShape(op.Concat(k, [0], axis=0))
+    for step in range(steps):
+        numbers, added, scales, left = PackedStrips(weight, facts, table, begins, most, step)
+        new = op.Reshape((numbers + added) * scales, op.Concat(blocks * block, [-1], axis=0))
+        values = op.Concat(values, op.Slice(new, [0, 0], op.Concat(k, left, axis=0)), axis=1)
     return op.Transpose(values, perm=[1, 0]) * column_scale
 
 
@@ -351,7 +347,7 @@ def PackedRows(ids, weight):
         column, among = op.Split(place, num_outputs=2, axis=1)
         item = among / 16
         own = op.Equal(op.Mod(among, 16), op.Gather(op.Squeeze(lane, [1]), item))
-        added = added / op.Gather(op.Constant(value=STEPS), shift)
+        added = added / op.Gather(op.Constant(value=UNITS), shift)
         added = op.Where(op.Squeeze(own, [1]), added, 0.0)
         place = op.Concat(item, column, axis=1)
         numbers = op.ScatterND(numbers, place, added, reduction="add")
