@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgewright.custom_ops.packed_codes import PIECES, QUADS, Piece
+from edgewright.custom_ops.packed_codes import PIECES, QUADS
 from edgewright.custom_ops.packed_layout import WIDTHS
 
 _WIDEST = max(WIDTHS)
@@ -53,30 +53,27 @@ FACTS_LEAST = _tensor(
 )
 
 
-def _layers(bits: int) -> list[list[Piece | None]]:
-    """The pieces of a width's quads: the first of each quad, the second of each, and so on."""
+def _layers(bits: int) -> NDArray[np.float64]:
+    """[layers * 8, 3] the first piece of each quad, then the second of each and so on: its vector,
+    its bits in that, and what those are to be multiplied by. A quad may have less of them."""
     of_quads = [[piece for piece in PIECES[bits] if piece.quad == quad] for quad in range(QUADS)]
-    depth = max(map(len, of_quads))
-    return [[own[i] if i < len(own) else None for own in of_quads] for i in range(depth)]
+    layers = np.zeros((max(map(len, of_quads)), QUADS, 3))
+    for quad, pieces in enumerate(of_quads):
+        for layer, piece in enumerate(pieces):
+            mask = ((1 << piece.count) - 1) << piece.at
+            layers[layer, quad] = piece.vector, mask, 2.0 ** (piece.low - piece.at)
+    return layers.reshape(-1, 3)
 
 
-def _masked(piece: Piece | None) -> tuple[int, int, float]:
-    """Its vector, its bits in that, and what those are to be multiplied by."""
-    if piece is None:
-        return 0, 0, 0.0
-    mask = ((1 << piece.count) - 1) << piece.at
-    return piece.vector, mask, 2.0 ** (piece.low - piece.at)
-
-
-_LAYERS = {bits: _layers(bits) for bits in WIDTHS}
-_ALL = np.array([[_masked(p) for p in layer] for own in _LAYERS.values() for layer in own])
-LAYER_VECTORS = _tensor(_ALL[..., 0], np.int64)  # [layers, 8]
-LAYER_MASKS = _tensor(_ALL[..., 1, None], np.uint8)  # [layers, 8, 1]
-LAYER_FACTORS = _tensor(_ALL[..., 2, None], np.float32)
-# By width, of which the others have none: its layers, from the first to before the last.
-_COUNTS = np.array([len(_LAYERS.get(bits, ())) for bits in range(_WIDEST + 1)])
-LAYERS_END = _tensor(np.cumsum(_COUNTS), np.int64)
-LAYERS_BEGIN = _tensor(np.cumsum(_COUNTS) - _COUNTS, np.int64)
+_PIECES = {bits: _layers(bits) for bits in WIDTHS}
+_ALL_PIECES = np.concatenate(list(_PIECES.values()))
+PIECE_VECTORS = _tensor(_ALL_PIECES[:, 0], np.int64)
+PIECE_MASKS = _tensor(_ALL_PIECES[:, 1:2], np.uint8)  # [n, 1]
+PIECE_FACTORS = _tensor(_ALL_PIECES[:, 2], np.float32)
+# By width, of which the others have none: its pieces, from the first to before the last.
+_COUNTS = np.array([len(_PIECES.get(bits, ())) for bits in range(_WIDEST + 1)])
+PIECES_END = _tensor(np.cumsum(_COUNTS), np.int64)
+PIECES_BEGIN = _tensor(np.cumsum(_COUNTS) - _COUNTS, np.int64)
 
 # The middle code of each width, and what one of a code comes to with each shift.
 MIDDLES = _tensor([1 << max(bits - 1, 0) for bits in range(_WIDEST + 1)], np.float32)

@@ -23,13 +23,13 @@ from edgewright.custom_ops.packed_tables import (
     FACTS_LEAST,
     FACTS_OF_BYTES,
     FACTS_TIMES,
-    LAYER_FACTORS,
-    LAYER_MASKS,
-    LAYER_VECTORS,
-    LAYERS_BEGIN,
-    LAYERS_END,
     MIDDLES,
     NUMBERS,
+    PIECE_FACTORS,
+    PIECE_MASKS,
+    PIECE_VECTORS,
+    PIECES_BEGIN,
+    PIECES_END,
     SCALE_FACTORS,
     SCALE_SUMMANDS,
     UNITS,
@@ -135,15 +135,17 @@ def PackedHeader(weight, matrix):
 
 
 @script(_OURS, default_opset=op)
-def PackedQuads(vectors, bits):
-    """uint8 [A, B, bits, n], vectors → float32 [A, B, 8, n], quads. A layer has a piece of each."""
-    first = op.Gather(op.Constant(value=LAYERS_BEGIN), bits)
-    last = op.Gather(op.Constant(value=LAYERS_END), bits)
-    place = op.Slice(op.Constant(value=LAYER_VECTORS), first, last)
-    mask = op.Slice(op.Constant(value=LAYER_MASKS), first, last)
-    factor = op.Slice(op.Constant(value=LAYER_FACTORS), first, last)
-    pieces = op.BitwiseAnd(op.Gather(vectors, place, axis=2), mask)  # [A, B, layers, 8, n]
-    return op.ReduceSum(op.Cast(pieces, to=1) * factor, [2], keepdims=0)
+def PackedQuads(vectors, bits, unit):
+    """uint8 [A, bits, n], vectors → float32 [A, 8 n], quads."""
+    first = op.Gather(op.Constant(value=PIECES_BEGIN), bits)
+    last = op.Gather(op.Constant(value=PIECES_END), bits)
+    place = op.Slice(op.Constant(value=PIECE_VECTORS), first, last)
+    mask = op.Slice(op.Constant(value=PIECE_MASKS), first, last)
+    factor = op.Slice(op.Constant(value=PIECE_FACTORS), first, last) * unit
+    pieces = op.BitwiseAnd(op.Gather(vectors, place, axis=1), mask)  # [A, layers * 8, n]
+    values = op.DequantizeLinear(pieces, factor, axis=1)
+    of_quads = op.Concat([0], (last - first) / 8, 8 * op.Shape(vectors, start=2), axis=0)
+    return op.ReduceSum(op.Reshape(values, of_quads), [1], keepdims=0)
 
 
 @script(_OURS, default_opset=op)
@@ -193,12 +195,13 @@ def PackedStrips(weight, facts, table, begins, most, step):
     count = op.Min(most, strips - first)
     begin = codes_at + first * code_bytes
     stored = op.Slice(weight, begin, begin + count * code_bytes)
-    vectors = op.Reshape(stored, op.Concat(count, groups, bits, [64], axis=0))
-    quads = op.Reshape(PackedQuads(vectors, bits), [0, 0, 8, 16, 4])  # [S, groups, 8, 16, 4]
-    columns = 32 * groups
-    codes = op.Transpose(quads, perm=[1, 2, 4, 0, 3])
+    vectors = op.Reshape(stored, op.Concat(count, groups, bits, [16, 4], axis=0))
+    vectors = op.Transpose(vectors, perm=[1, 2, 4, 0, 3])  # [groups, bits, 4, S, 16]
+    vectors = op.Reshape(vectors, op.Concat(groups, bits, [-1], axis=0))
+    more = blocks * (block / 32) - groups
+    vectors = op.Pad(vectors, op.Concat([0, 0, 0], more, [0, 0], axis=0))
     unit = op.Gather(op.Constant(value=UNITS), shift)
-    plain = op.Reshape(codes * unit, op.Concat(columns, [-1], axis=0))
+    plain = op.Reshape(PackedQuads(vectors, bits, unit), op.Concat(blocks * block, [-1], axis=0))
 
     begin = metas_at + first * meta_bytes
     stored = op.Slice(weight, begin, begin + count * meta_bytes)
@@ -210,8 +213,7 @@ def PackedStrips(weight, facts, table, begins, most, step):
     counts = op.Slice(meta, counts_at, counts_at + chunks, [1])
     place, value = PackedOutliers(weight, listed, counts, starts)
     numbers = op.ScatterND(plain, place, value, reduction="add")
-    padding = op.Concat([0, 0], blocks * block - columns, [0], axis=0)
-    numbers = op.Reshape(op.Pad(numbers, padding), op.Concat(blocks, block, [-1], axis=0))
+    numbers = op.Reshape(numbers, op.Concat(blocks, block, [-1], axis=0))
 
     by_row = op.Concat(blocks, [1, -1], axis=0)
     lanes = 16 * blocks
@@ -335,9 +337,10 @@ def PackedRows(ids, weight):
         lane = held - 16 * strip
         at = codes_at + strip * code_bytes + 4 * lane + 64 * bits * each_group  # [T, groups]
         vector = op.Unsqueeze(64 * op.Range(0, op.Squeeze(bits), 1), [1])
-        vectors = op.Gather(weight, op.Unsqueeze(at, [2, 3]) + vector + [0, 1, 2, 3])
+        vectors = op.Gather(weight, op.Reshape(at, [-1, 1, 1]) + vector + [0, 1, 2, 3])
+        unit = op.Gather(op.Constant(value=UNITS), shift)
         long = op.Concat(count, 32 * groups, axis=0)
-        numbers = op.Reshape(PackedQuads(vectors, bits), long, allowzero=1)
+        numbers = op.Reshape(PackedQuads(vectors, bits, unit), long, allowzero=1)
 
         meta = metas_at + strip * meta_bytes
         starts_at = meta + op.Min(start, meta_bytes - 4)
@@ -347,7 +350,6 @@ def PackedRows(ids, weight):
         column, among = op.Split(place, num_outputs=2, axis=1)
         item = among / 16
         own = op.Equal(op.Mod(among, 16), op.Gather(op.Squeeze(lane, [1]), item))
-        added = added / op.Gather(op.Constant(value=UNITS), shift)
         added = op.Where(op.Squeeze(own, [1]), added, 0.0)
         place = op.Concat(item, column, axis=1)
         numbers = op.ScatterND(numbers, place, added, reduction="add")
@@ -356,11 +358,11 @@ def PackedRows(ids, weight):
         place = op.Unsqueeze(meta + 32 + width * by_block, [2])
         scales = PackedScales(op.Gather(weight, place + op.Range(0, op.Squeeze(width), 1)), kind)
         row_scale = PackedScales(op.Gather(weight, meta + 2 * lane + [0, 1]), 2)
-        scales = scales * op.Where(op.Equal(kind, 0), op.Unsqueeze(row_scale, [1]), 1.0)
+        scales = scales * op.Where(op.Equal(kind, 0), op.Unsqueeze(row_scale, [1]), 1.0) / unit
         zeros = op.Gather(weight, meta + start - 16 * blocks + by_block)
         middle = op.Gather(op.Constant(value=MIDDLES), bits)
         zeros = op.Where(op.Cast(has_zeros, to=9), op.Cast(zeros, to=1), middle)
-        zeros = zeros - 0.5 * op.Cast(half, to=1)
+        zeros = (zeros - 0.5 * op.Cast(half, to=1)) * unit
         # [T, blocks] → [T, blocks * block], of which there are K
         wide = op.Concat(count, blocks, block, axis=0)
         long = op.Concat(count, blocks * block, axis=0)
