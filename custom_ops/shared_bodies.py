@@ -289,16 +289,19 @@ def StackedCount(weight):
 @script(_OURS, default_opset=op)
 def PackedMatrix(weight):
     """The only matrix of a packed weight, as float32 [N, K]."""
-    facts, column_scale, table = PackedHeader(weight, 0)
-    n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
-    most = op.Max(8192 / groups, 1)
-    begins, steps = PackedSteps(table, most)
-    values = op.ConstantOfShape(op.Concat(k, [0], axis=0))
-    for step in range(steps):
-        numbers, added, scales, left = PackedStrips(weight, facts, table, begins, most, step)
-        new = op.Reshape((numbers + added) * scales, op.Concat(blocks * block, [-1], axis=0))
-        values = op.Concat(values, op.Slice(new, [0, 0], op.Concat(k, left, axis=0)), axis=1)
-    return op.Transpose(values, perm=[1, 0]) * column_scale
+    matrix = op.ConstantOfShape([0, 0])
+    for _turn in range(1):
+        facts, column_scale, table = PackedHeader(weight, 0)
+        n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
+        most = op.Max(8192 / groups, 1)
+        begins, steps = PackedSteps(table, most)
+        values = op.ConstantOfShape(op.Concat(k, [0], axis=0))
+        for step in range(steps):
+            numbers, added, scales, left = PackedStrips(weight, facts, table, begins, most, step)
+            new = op.Reshape((numbers + added) * scales, op.Concat(blocks * block, [-1], axis=0))
+            values = op.Concat(values, op.Slice(new, [0, 0], op.Concat(k, left, axis=0)), axis=1)
+        matrix = op.Transpose(values, perm=[1, 0]) * column_scale
+    return matrix
 
 
 @script(_OURS, default_opset=op)
