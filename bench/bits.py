@@ -1,6 +1,6 @@
 """Bits a weight beside what they cost: perplexity and KL of quantised models on text held out.
 
-    python bench/bits.py [tiny] [trained] [--bits 2.3,3.1] [--methods rtn,gptq,awq,auto]
+    python bench/bits.py [tiny] [trained] [--bits 2.3,3.1] [--methods rtn,auto-blind,gptq,awq,auto]
         [--tokens 20000] [--text-tokens 32768] [--rows rows.jsonl] [--threads 2]
 
 `tiny` is examples/tiny; `trained` the model of trained_model.py, trained if it is not in the cache.
@@ -46,7 +46,14 @@ from edgewright.model.training.corpus import STDLIB, read_corpus
 from edgewright.runtime.evaluation import TokenText, measure
 
 BITS = (2.3, 2.6, 3.1, 3.5, 4.1, 8.0)
-METHODS = ("rtn", "gptq", "awq", "auto")
+# How each is called, its method and whether it reads text.
+METHODS = {
+    "rtn": ("rtn", False),
+    "auto-blind": ("auto", False),
+    "gptq": ("gptq", True),
+    "awq": ("awq", True),
+    "auto": ("auto", True),
+}
 GPTQ_3, GPTQ_3_ZEROS = PlainRecipe(3, 128), PlainRecipe(3, 128, zeros=True)
 RTN_4 = PlainRecipe(4, 32)
 LOSS_SHARE = 0.5  # of what plain GPTQ loses, at 3.1 bits
@@ -125,11 +132,12 @@ class Bench:
         return self.judged("as trained", None, bits, self.stream(), 0.0)
 
     def ours(self, method: str, bits: float) -> Row:
-        text = None if method == "rtn" else STDLIB
+        name, reads = METHODS[method]
+        text = STDLIB if reads else None
         began = time.monotonic()
         with TemporaryDirectory() as scratch:
             options = QuantizeOptions.check(
-                bits, method, text=text, tokens=self.options.text_tokens, resume=Path(scratch)
+                bits, name, text=text, tokens=self.options.text_tokens, resume=Path(scratch)
             )
             made = quantize_model(self.model, self.plan, options, _progress, _say)
             seconds = time.monotonic() - began

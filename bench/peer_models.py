@@ -21,10 +21,19 @@ Report = Callable[[str], None]
 
 
 class Models:
-    """Everything but a package is kept, and found again the next time."""
+    """What is made is kept, and found again the next time; packages only if told so."""
 
-    def __init__(self, folder: Path, size: str, name: str, python: Path, report: Report) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        size: str,
+        name: str,
+        python: Path,
+        report: Report,
+        keep_packages: bool = False,
+    ) -> None:
         self.folder, self._python, self._report = folder, python, report
+        self._keep_packages = keep_packages
         self._shape, self._name = SHAPES[size][name], name
 
     def checkpoint(self) -> Path:
@@ -53,8 +62,11 @@ class Models:
         return path
 
     def package(self, cache_dtype: str, bits: float | None) -> Path:
-        """Made anew each time: it is what is being worked on. Random weights need no text."""
+        """Made anew each time, unless told otherwise: it is what is being worked on. Random
+        weights need no text."""
         path = self.folder / ("package" if bits is None else f"package-{bits:g}")
+        if self._keep_packages and path.exists():
+            return path
         said = "" if bits is None else f" at {bits:g} bits"
         self._report(f"{self._name}: exporting it{said} ...")
         shutil.rmtree(path, ignore_errors=True)

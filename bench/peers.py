@@ -6,13 +6,13 @@
         [--rivals Q4_0,Q3_K_M,genai] [--size small] [--json]
 
 A random float16 checkpoint of each shape is written, exported to a package and converted to GGUF;
-with --folder what was made stays there for the next time, and only packages are made anew. Each
-side runs in a process of its own, in turns, while the others are stopped. Medians are compared and,
-in brackets, the fastest tenths, which other work on the machine touches least. llama.cpp has a
-batch of 512, a float16 cache and threads that never sleep, as it likes best; for latent attention
-it runs with and without flash attention, and the faster is what we are held against. `--size small`
-tries the bench itself. `--clock cpu` counts the processor's time: with one thread, that can be
-compared even where much else is running.
+with --folder what was made stays there for the next time, and only packages are made anew, unless
+--keep-packages. Each side runs in a process of its own, in turns, while the others are stopped.
+Medians are compared and, in brackets, the fastest tenths, which other work on the machine touches
+least. llama.cpp has a batch of 512, a float16 cache and threads that never sleep, as it likes best;
+for latent attention it runs with and without flash attention, and the faster is what we are held
+against. `--size small` tries the bench itself. `--clock cpu` counts the processor's time: with one
+thread, that can be compared even where much else is running.
 
 All sides must first run the same model. At 16 bits they give the same logits. With --bits each side
 rounds the weights in its own way, by its own quantiser, data-free (the weights are random): each
@@ -58,7 +58,7 @@ LARGEST_CAPACITY = 131072
 # Rounding to float16 here and there, over all layers, in standard deviations of the logits.
 AGREEMENT = 0.25
 # Two or three bits leave little of a random model; of another one's logits 0.01 would be chance.
-CORRELATION = 0.2
+CORRELATION = 0.1
 
 
 def main() -> None:
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--flash", choices=["both", "auto"], default="both", help="of llama.cpp")
     parser.add_argument("--depths", help="such as 0,8192; else those of the shape")
     parser.add_argument("--folder", type=Path, help="keep checkpoints and GGUF files here")
+    parser.add_argument("--keep-packages", action="store_true", help="those of the last time too")
     parser.add_argument("--llama-python", type=Path, default=Path(sys.executable))
     parser.add_argument(
         "--torch", choices=["float32", "bfloat16"], action="append", default=[], dest="torch"
@@ -97,7 +98,9 @@ class Comparison:
 
     def __init__(self, name: str, folder: Path, options: argparse.Namespace) -> None:
         self.name, self.options, self.wanted = name, options, WANTED[name]
-        self.models = Models(folder, options.size, name, options.llama_python, report)
+        self.models = Models(
+            folder, options.size, name, options.llama_python, report, options.keep_packages
+        )
         bits = options.bits.split(",") if options.bits else []
         self.bits = {f"{OURS} {each}": float(each) for each in bits}
         depths = [int(d) for d in options.depths.split(",")] if options.depths else []

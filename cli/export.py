@@ -36,7 +36,7 @@ from edgewright.cli._progress import Progress
 @click.option(
     "--text",
     metavar="FILE|DIR|stdlib",
-    help="Text to calibrate on, like what the model will read. [default: none, the weights decide]",
+    help="Text to calibrate on, like what the model will read. [default: what the model makes up]",
 )
 @click.option("--tokens", metavar="N", type=click.IntRange(min=1), help="How many of them to read.")
 @click.option(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,8 +32,22 @@ _ISAS: Mapping[str, Mapping[str, str]] = {
         "avx2": "x86_64+avx2+fma+f16c",
         "avx512": "x86_64+avx2+fma+f16c+avx512f+avx512dq+avx512bw+avx512vl+avx512vnni",
     },
-    "aarch64": {"scalar": "generic", "neon": "generic"},
+    "aarch64": {
+        "scalar": "generic",
+        "neon": "generic",
+        "neon_dot": "generic+dotprod",
+        "neon_i8mm": "generic+dotprod+i8mm",
+    },
 }
+
+# These differ from another one in products of bytes alone, and only the kernels that make some are
+# compiled for them: native/cpu.h says which one the others come from.
+_BYTE_ISAS = ("neon_dot", "neon_i8mm")
+_BYTE_PRODUCTS = _ROOT / "native" / "packed_matmul.h"
+_INCLUDED = re.compile(r'^#include "(.+)"', re.MULTILINE)
+
+# The loops behind the kernels, each compiled once for all of them.
+_LOOPS = ("matmul.cc", "packed_matmul.cc")
 
 # Runs only when a session asks for it: one float at a time, as small as it gets.
 _SCALAR = "scalar"
@@ -83,7 +98,10 @@ def _targets() -> Iterator[Target]:
         yield Target(f"linux-{arch}", f"{arch}-linux-none", "libedgewright_ops.so", pic, closed)
         yield Target(f"macos-{arch}", f"{arch}-macos", "libedgewright_ops.dylib", pic)
         no_probe = ("-mno-stack-arg-probe",)
-        yield Target(f"windows-{arch}", f"{arch}-windows-gnu", "edgewright_ops.dll", no_probe)
+        system = ("-lkernel32",)
+        yield Target(
+            f"windows-{arch}", f"{arch}-windows-gnu", "edgewright_ops.dll", no_probe, system
+        )
 
 
 TARGETS_BY_NAME: Mapping[str, Target] = {target.name: target for target in _targets()}
@@ -148,7 +166,27 @@ def build(target: str) -> Library:
 
 def compiled_ops() -> list[OpSpec]:
     """An op without a kernel.cc runs by its function body."""
-    return [spec for spec in OPS.values() if (_ROOT / spec.function / "kernel.cc").is_file()]
+    return [spec for spec in OPS.values() if _kernel(spec).is_file()]
+
+
+def compiled_for(isa: str) -> list[OpSpec]:
+    """The ops with a kernel of this instruction set's own."""
+    return _byte_ops() if isa in _BYTE_ISAS else compiled_ops()
+
+
+@cache
+def _byte_ops() -> list[OpSpec]:
+    return [spec for spec in compiled_ops() if _BYTE_PRODUCTS in _headers(_kernel(spec))]
+
+
+def _headers(source: Path) -> set[Path]:
+    """All that a source file includes, itself or through others."""
+    found = {_ROOT / name for name in _INCLUDED.findall(source.read_text())}
+    return found.union(*map(_headers, found))
+
+
+def _kernel(spec: OpSpec) -> Path:
+    return _ROOT / spec.function / "kernel.cc"
 
 
 def _sources() -> list[Path]:
@@ -165,7 +203,7 @@ def _key(target: Target) -> str:
         *facts,
         *_SCALAR_FLAGS,
         repr(sorted(target.isas.items())),
-        op_table(compiled_ops()),
+        _op_table(),
     ):
         digest.update(text.encode() + b"\0")
     for path in _sources():
@@ -187,13 +225,16 @@ def _zig_version() -> str:
     return found
 
 
+def _op_table() -> str:
+    return op_table(compiled_ops(), _byte_ops())
+
+
 def _compile(target: Target, work: Path, zig_cache: Path) -> Path:
-    (work / "ops.inc").write_text(op_table(compiled_ops()))
+    (work / "ops.inc").write_text(_op_table())
     native = _ROOT / "native"
     baseline = next(isa for isa in target.isas if isa != _SCALAR)
-    kernels = [_ROOT / spec.function / "kernel.cc" for spec in compiled_ops()]
-    loops = [native / "matmul.cc", native / "packed_matmul.cc"]
-    units = [Unit(path, isa) for path in (*kernels, *loops) for isa in target.isas]
+    units = [Unit(_kernel(spec), isa) for isa in target.isas for spec in compiled_for(isa)]
+    units += [Unit(native / name, isa) for isa in target.isas for name in _LOOPS]
     units += [Unit(native / name, baseline) for name in ("scratch.cc", "memory.cc")]
     units.append(Unit(native / "registry.cc", baseline, (f"-I{work}",)))
     return compile_units(target, units, work, zig_cache)

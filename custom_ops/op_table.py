@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from edgewright.custom_ops.spec import ELEMENT_TYPES, OpSpec
 
 
-def op_table(specs: Iterable[OpSpec]) -> str:
+def op_table(specs: Iterable[OpSpec], byte_ops: Iterable[OpSpec]) -> str:
+    """`byte_ops` are those of the specs whose kernels make products of bytes."""
     ordered = tuple(specs)
-    calls = " ".join(f"X({spec.function})" for spec in ordered)
     entries = sum(len(spec.bindings()) for spec in ordered)
     rows = "".join(f"    {_row(spec)},\n" for spec in ordered)
     return (
-        f"#define EDGE_OPS(X) {calls}\n"
+        f"#define EDGE_OPS(X) {_calls(ordered)}\n"
+        f"#define EDGE_BYTE_OPS(X) {_calls(byte_ops)}\n"
         "namespace edge {\n"
         f"constexpr size_t kOpCount = {len(ordered)};\n"
         f"constexpr size_t kEntryCount = {entries};\n"
@@ -21,6 +22,10 @@ def op_table(specs: Iterable[OpSpec]) -> str:
         + f"constexpr OpDescription kDescriptions[] = {{\n{rows}}};\n"
         "}\n"
     )
+
+
+def _calls(specs: Iterable[OpSpec]) -> str:
+    return " ".join(f"X({spec.function})" for spec in specs)
 
 
 def _arrays(spec: OpSpec) -> str:

@@ -32,6 +32,7 @@ HEADER = struct.Struct("<8IQQ16s")
 SEGMENT = struct.Struct("<I5B7s")
 HAS_COLUMN_SCALE = 1
 HAS_OUTLIERS = 2
+HAS_COLUMN_ORDER = 4
 
 
 def up_to(multiple: int, size: int) -> int:
@@ -71,6 +72,7 @@ class PackedLayout:
     stack: int = 1
     column_scale: bool = False
     outliers: int | None = None
+    column_order: bool = False
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +98,12 @@ class PackedLayout:
     def column_scale_bytes(self) -> int:
         return up_to(ALIGNMENT, 2 * self.columns) if self.column_scale else 0
 
+    @property
+    def codes_offset(self) -> int:
+        """Where a section's first segment begins, behind what it says of its columns."""
+        order = up_to(ALIGNMENT, 4 * self.columns) if self.column_order else 0
+        return self.column_scale_bytes + order
+
     def code_bytes(self, segment: Segment) -> int:
         strips = up_to(ROWS_OF_STRIP, segment.rows) // ROWS_OF_STRIP
         return strips * (self.padded_columns // GROUP) * 64 * segment.bits
@@ -116,7 +124,7 @@ class PackedLayout:
         return tuple(self._places())
 
     def _places(self) -> Iterator[SegmentPlace]:
-        row, at = 0, self.column_scale_bytes
+        row, at = 0, self.codes_offset
         for segment in self.segments:
             meta = at + self.code_bytes(segment)
             yield SegmentPlace(segment, row, at, meta)
@@ -139,6 +147,7 @@ class PackedLayout:
 
     def header(self) -> bytes:
         flags = HAS_COLUMN_SCALE * self.column_scale + HAS_OUTLIERS * (self.outliers is not None)
+        flags += HAS_COLUMN_ORDER * self.column_order
         sizes = (self.stack, self.rows, self.columns, self.block, len(self.segments), flags)
         head = HEADER.pack(MAGIC, VERSION, *sizes, self.total_bytes, self.outliers or 0, bytes(16))
         table = b"".join(
@@ -202,8 +211,8 @@ def read_layout(blob: NDArray[Any]) -> PackedLayout:
         raise _refused(f"has {blob.size} bytes, and its header says {total}")
     segments = tuple(_segments(blob[HEADER.size : end].tobytes()))
     listed = outliers if flags & HAS_OUTLIERS else None
-    has_column_scale = bool(flags & HAS_COLUMN_SCALE)
-    layout = PackedLayout(columns, block, segments, stack, has_column_scale, listed)
+    has_scale, has_order = bool(flags & HAS_COLUMN_SCALE), bool(flags & HAS_COLUMN_ORDER)
+    layout = PackedLayout(columns, block, segments, stack, has_scale, listed, has_order)
     if layout.rows != rows:
         raise _refused(f"has {rows} rows, and its segments have {layout.rows}")
     if layout.total_bytes != total:
@@ -216,7 +225,7 @@ def _check_version(magic: int, version: int, flags: int, rest: bytes) -> None:
         raise _refused(f"begins with {magic:#010x}, not {MAGIC:#010x}")
     if version != VERSION:
         raise _refused(f"is of version {version}, not {VERSION}")
-    if flags & ~(HAS_COLUMN_SCALE | HAS_OUTLIERS) or any(rest):
+    if flags & ~(HAS_COLUMN_SCALE | HAS_OUTLIERS | HAS_COLUMN_ORDER) or any(rest):
         raise _refused("sets header bits that version 1 leaves zero")
 
 

@@ -26,6 +26,8 @@ def dequantised(weight: Tensor) -> Tensor:
 def packed_product(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
     """[..., K] → [..., N]"""
     rows = x.flatten(0, -2) if x.ndim > 1 else x[None]  # [M, K]
+    if matrix.column_order is not None:
+        rows = rows[:, torch.from_numpy(matrix.column_order)]
     if matrix.column_scale is not None:
         rows = rows * torch.from_numpy(matrix.column_scale)
     quantised, scales = quantise_rows(rows, matrix.block)
@@ -52,7 +54,7 @@ def quantise_rows(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(segment: QuantizedRows) -> Tensor:
-    """What each value is in steps of its scale * 2^-shift: int32 [N, K]."""
+    """What each value is in steps of its scale * 2^-shift: int32 [N, K] of stored columns."""
     values = segment.codes.astype(np.int32)
     if segment.zeros is None:
         values -= 1 << (segment.bits - 1)

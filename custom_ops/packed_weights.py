@@ -39,6 +39,7 @@ from edgewright.custom_ops.quantized import (
     Outliers,
     QuantizedMatrix,
     QuantizedRows,
+    is_order,
     to_bfloat16,
 )
 
@@ -80,6 +81,9 @@ def pack(stack: Sequence[QuantizedMatrix]) -> Bytes:
         section = blob[at : at + layout.section_bytes]
         if matrix.column_scale is not None:
             section[: 2 * layout.columns] = _high_half(matrix.column_scale).view(np.uint8)
+        if matrix.column_order is not None:
+            order = matrix.column_order.astype("<u4").view(np.uint8)
+            section[layout.column_scale_bytes :][: order.size] = order
         for place, rows in zip(layout.places, matrix.segments, strict=True):
             _pack_codes(layout, place, rows, section)
             own, counts = _entries(layout, rows)
@@ -103,16 +107,17 @@ def layout_of(stack: Sequence[QuantizedMatrix]) -> PackedLayout:
     for matrix in stack:
         matrix.check()
         segments = tuple(rows.segment for rows in matrix.segments)
-        layouts.add((matrix.columns, matrix.block, segments, matrix.column_scale is not None))
+        of_columns = matrix.column_scale is not None, matrix.column_order is not None
+        layouts.add((matrix.columns, matrix.block, segments, *of_columns))
         listed = [rows.outliers for rows in matrix.segments if rows.outliers is not None]
         lists |= bool(listed)
         count += sum(map(len, listed))
     if len(layouts) > 1:
         found = " and ".join(str(layout) for layout in sorted(layouts, key=str)[:2])
         raise ExportError(f"the matrices of a packed weight differ in their make-up: {found}")
-    columns, block, segments, has_scale = layouts.pop()
+    columns, block, segments, has_scale, has_order = layouts.pop()
     return PackedLayout(
-        columns, block, segments, len(stack), has_scale, outliers=count if lists else None
+        columns, block, segments, len(stack), has_scale, count if lists else None, has_order
     )
 
 
@@ -127,12 +132,12 @@ def unpack(blob: NDArray[Any]) -> tuple[QuantizedMatrix, ...]:
     for i in range(layout.stack):
         at = layout.sections_offset + i * layout.section_bytes
         section = blob[at : at + layout.section_bytes]
-        column_scale = _column_scale(layout, section)
+        column_scale, column_order = _column_scale(layout, section), _column_order(layout, section)
         segments = []
         for place in layout.places:
             rows, start = _unpack_rows(layout, place, section, listed, start)
             segments.append(rows)
-        matrices.append(QuantizedMatrix(tuple(segments), column_scale))
+        matrices.append(QuantizedMatrix(tuple(segments), column_scale, column_order))
     _require(start == listed.size, f"counts {listed.size} outliers and places {start}")
     return tuple(matrices)
 
@@ -252,6 +257,17 @@ def _column_scale(layout: PackedLayout, section: Bytes) -> Float32 | None:
     end = 2 * layout.columns
     _require(not section[end : layout.column_scale_bytes].any(), "fills its padding")
     return _finite(_from_high_half(section[:end].view("<u2")), "column scale")
+
+
+def _column_order(layout: PackedLayout, section: Bytes) -> NDArray[np.int64] | None:
+    if not layout.column_order:
+        return None
+    stored = section[layout.column_scale_bytes : layout.codes_offset]
+    end = 4 * layout.columns
+    _require(not stored[end:].any(), "fills its padding")
+    order = stored[:end].view("<u4").astype(np.int64)
+    _require(is_order(order, layout.columns), "has a column order that is no permutation")
+    return order
 
 
 def _from_high_half(halves: NDArray[Any]) -> Float32:

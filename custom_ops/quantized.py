@@ -49,6 +49,11 @@ def is_float16(values: Float32) -> bool:
         return bool(np.isfinite(values).all() and (values.astype(np.float16) == values).all())
 
 
+def is_order(order: NDArray[Any], size: int) -> bool:
+    """Whether it is a permutation of 0..size - 1."""
+    return order.shape == (size,) and bool((np.sort(order) == np.arange(size)).all())
+
+
 @dataclass(frozen=True, eq=False)
 class Outliers:
     """What is added to single values, in steps of 2^-shift; a place occurs once."""
@@ -108,7 +113,7 @@ class QuantizedRows:
         return np.repeat(of_blocks, self.block, axis=1)[:, : self.columns]
 
     def dequantised(self) -> Float32:
-        """[N, K], without the matrix's column scale."""
+        """[N, K] of stored columns, without their scale."""
         values = self.codes.astype(np.float32)
         if self.zeros is None:
             values -= np.float32((1 << (self.bits - 1)) - self.half / 2)
@@ -218,8 +223,12 @@ class QuantizedRows:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedMatrix:
+    """`column_order` says which of the matrix's columns each stored one is; segments and scale are
+    of the stored ones."""
+
     segments: tuple[QuantizedRows, ...]
     column_scale: Float32 | None = None  # [K], each a bfloat16
+    column_order: NDArray[np.int64] | None = None  # [K], a permutation
 
     @property
     def rows(self) -> int:
@@ -238,6 +247,8 @@ class QuantizedMatrix:
         values = np.concatenate([segment.dequantised() for segment in self.segments])
         if self.column_scale is not None:
             values *= self.column_scale
+        if self.column_order is not None:
+            values = np.take(values, np.argsort(self.column_order), axis=1)
         return values
 
     def check(self) -> None:
@@ -254,3 +265,5 @@ class QuantizedMatrix:
                 f"a column scale of shape {list(scale.shape)} for {self.columns} columns, each to"
                 " be a finite bfloat16"
             )
+        if self.column_order is not None and not is_order(self.column_order, self.columns):
+            raise ExportError(f"a column order that is no permutation of {self.columns} columns")

@@ -96,8 +96,9 @@ def PackedTable(stored, at, groups, blocks, chunks):
 @script(_OURS, default_opset=op)
 def PackedHeader(weight, matrix):
     """[7] of a matrix: rows, columns, their block, groups of 32 columns, blocks, chunks of 64 that
-    count outliers, where the outliers' list begins. Its column scales [K], ones where there are
-    none. And [segments, 13] of its segments, as PackedTable has them."""
+    count outliers, where the outliers' list begins. Of its stored columns, the scales [K], ones
+    where there are none, and which of the matrix's they are [K]. And [segments, 13] of its
+    segments, as PackedTable has them."""
     digits = op.Cast(op.Slice(weight, [0], [64]), to=7)
     sums = op.MatMul(digits, op.Constant(value=FACTS_OF_BYTES)) + op.Constant(value=FACTS_ADD)
     facts = sums / op.Constant(value=FACTS_DIVIDE) * op.Constant(value=FACTS_TIMES)
@@ -108,30 +109,45 @@ def PackedHeader(weight, matrix):
         columns,
         block,
         flags,
-        has_outliers,
+        flags_from_1,
+        has_order,
         groups,
         all_chunks,
         scale_bytes,
+        order_bytes,
         table_end,
         sections,
         total,
         list_bytes,
-    ) = op.Split(facts, num_outputs=13)
+    ) = op.Split(facts, num_outputs=15)
     blocks = (columns + block - 1) / block
-    chunks = all_chunks * has_outliers
+    chunks = all_chunks * op.Mod(flags_from_1, 2)
     listed = total - list_bytes
     section = sections + (listed - sections) / matrices * matrix
     has_scales = op.Mod(flags, 2)
     scaled = columns * has_scales
     stored = op.Reshape(op.Slice(weight, section, section + 2 * scaled), [-1, 2])
     scale = op.Concat(PackedScales(stored, 2), op.Expand(1.0, columns - scaled), axis=0)
-    table = op.Reshape(op.Slice(weight, [64], table_end), [-1, 16])
     at = section + has_scales * scale_bytes
+    ordered = columns * has_order  # all of them, or none
+    words = PackedWords(op.Slice(weight, at, at + 4 * ordered))
+    usual = op.Range(op.Squeeze(ordered), op.Squeeze(columns), 1)
+    order = op.Concat(op.Squeeze(words, [1]), usual, axis=0)
+    table = op.Reshape(op.Slice(weight, [64], table_end), [-1, 16])
+    begin = at + has_order * order_bytes
     return (
         op.Concat(rows, columns, block, groups, blocks, chunks, listed, axis=0),
         scale,
-        PackedTable(table, at, groups, blocks, chunks),
+        order,
+        PackedTable(table, begin, groups, blocks, chunks),
     )
+
+
+@script(_OURS, default_opset=op)
+def PackedColumnsBack(values, scale, order):
+    """Stored columns [R, K], times their scales → the matrix's."""
+    places = op.ScatterElements(order, order, op.Range(0, op.Size(order), 1), axis=0)
+    return op.Gather(values * scale, places, axis=1)
 
 
 @script(_OURS, default_opset=op)
@@ -250,12 +266,13 @@ def PackedRowsOfX(x, block, blocks):
 def PackedMatMul(x, weight, matrix):
     """x [..., K] and matrix [N, K] of a packed weight → [..., N]. Sums within a block are exact:
     float32 holds them."""
-    facts, column_scale, table = PackedHeader(weight, matrix)
+    facts, scale, order, table = PackedHeader(weight, matrix)
     n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
     leading = op.Shape(x, end=-1)
     rows_of_x = op.ReduceProd(leading)
     flat = op.Reshape(x, op.Concat(rows_of_x, k, axis=0), allowzero=1)
-    whole, x_scale = PackedRowsOfX(flat * column_scale, block, blocks)
+    stored = op.Gather(flat, order, axis=1)
+    whole, x_scale = PackedRowsOfX(stored * scale, block, blocks)
     x_sum = op.Cast(op.ReduceSum(whole, [2]), to=6)  # [blocks, M, 1]
     most = op.Max(262144 / op.Max(32 * groups, blocks * rows_of_x), 1)
     begins, steps = PackedSteps(table, most)
@@ -291,7 +308,7 @@ def PackedMatrix(weight):
     """The only matrix of a packed weight, as float32 [N, K]."""
     matrix = op.ConstantOfShape([0, 0])
     for _turn in range(1):
-        facts, column_scale, table = PackedHeader(weight, 0)
+        facts, scale, order, table = PackedHeader(weight, 0)
         n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
         most = op.Max(8192 / groups, 1)
         begins, steps = PackedSteps(table, most)
@@ -300,7 +317,7 @@ def PackedMatrix(weight):
             numbers, added, scales, left = PackedStrips(weight, facts, table, begins, most, step)
             new = op.Reshape((numbers + added) * scales, op.Concat(blocks * block, [-1], axis=0))
             values = op.Concat(values, op.Slice(new, [0, 0], op.Concat(k, left, axis=0)), axis=1)
-        matrix = op.Transpose(values, perm=[1, 0]) * column_scale
+        matrix = PackedColumnsBack(op.Transpose(values, perm=[1, 0]), scale, order)
     return matrix
 
 
@@ -308,7 +325,7 @@ def PackedMatrix(weight):
 def PackedRows(ids, weight):
     """The rows that ids [...] name, of the only matrix, as float32 [..., K]. Each row of x gathers
     the bytes of its codes, scales and outliers, from every segment in turn."""
-    facts, column_scale, table = PackedHeader(weight, 0)
+    facts, scale, order, table = PackedHeader(weight, 0)
     n, k, block, groups, blocks, chunks, listed = op.Split(facts, num_outputs=7)
     flat = op.Unsqueeze(op.Reshape(ids, [-1]), [1])  # [T, 1]
     count = op.Shape(flat, start=0, end=1)
@@ -374,5 +391,5 @@ def PackedRows(ids, weight):
         whole = op.Slice(numbers, [0], k, [1]) - op.Slice(zeros, [0], k, [1])
         values = op.Where(inside, whole * op.Slice(scales, [0], k, [1]), values)
         row = row - rows
-    values = values * column_scale
+    values = PackedColumnsBack(values, scale, order)
     return op.Reshape(values, op.Concat(op.Shape(ids), k, axis=0), allowzero=1)

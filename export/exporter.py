@@ -78,51 +78,55 @@ def export_checkpoint(
     quantize = None
     if bits is not None:
         quantize = QuantizeOptions.check(
-            bits,
-            method=method,
-            text=None if text is None else str(text),
-            tokens=tokens,
-            block=block,
-            outliers=outliers,
-            seed=seed,
-            resume=None if resume is None else Path(resume),
+            bits, method, block, outliers, seed, text=text, tokens=tokens, resume=resume
         )
     options = ExportOptions.check(providers, targets, cache_dtype, quantize)
-    tell, caution = progress or (lambda *_: None), warn or (lambda _: None)
     with PackageWriter(out) as writer, ThreadPoolExecutor(1) as compiling:
         model = open_model(checkpoint, cache_dtype=options.cache_dtype)
-        generation = read_generation(model.checkpoint)
         libraries = [compiling.submit(build, target) for target in options.targets]
-        tell("tracing", 0, 1)
-        graph = traced_graph(model)
-        plan = plan_of(graph.model.graph, model)
-        quantized = None
-        groups: Groups
-        if options.quantize is not None:
-            quantized = quantize_model(model, plan, options.quantize, tell, caution)
-            groups = quantized.groups
-        else:
-            groups = imported = imported_groups(model, plan)
-            plan = tuple(each.group for each in imported.values())
-        stored = _store(model, graph, plan, groups, writer, tell, caution)
-        tokenizer = write_tokenizer(model.checkpoint, writer, caution)
-        tell("compiling kernels", 0, 1)
-        paths = _write_libraries(libraries, writer)
-        variants = tuple(
-            _write_variant(stored, provider, paths, writer) for provider in options.providers
+        tell, caution = progress or (lambda *_: None), warn or (lambda _: None)
+        return _write_package(model, options, libraries, writer, tell, caution)
+
+
+def _write_package(
+    model: LazyModel,
+    options: ExportOptions,
+    libraries: Sequence[Future[Library]],
+    writer: PackageWriter,
+    tell: Progress,
+    warn: Warn,
+) -> Package:
+    generation = read_generation(model.checkpoint)
+    tell("tracing", 0, 1)
+    graph = traced_graph(model)
+    plan = plan_of(graph.model.graph, model)
+    quantized = None
+    groups: Groups
+    if options.quantize is not None:
+        quantized = quantize_model(model, plan, options.quantize, tell, warn)
+        groups = quantized.groups
+    else:
+        groups = imported = imported_groups(model, plan)
+        plan = tuple(each.group for each in imported.values())
+    stored = _store(model, graph, plan, groups, writer, tell, warn)
+    tokenizer = write_tokenizer(model.checkpoint, writer, warn)
+    tell("compiling kernels", 0, 1)
+    paths = _write_libraries(libraries, writer)
+    variants = tuple(
+        _write_variant(stored, provider, paths, writer) for provider in options.providers
+    )
+    package = writer.finish(
+        Manifest(
+            model=_describe(model, variants[0]),
+            generation=generation,
+            tokenizer=tokenizer,
+            variants=variants,
+            provenance=_provenance(model, options, quantized),
         )
-        package = writer.finish(
-            Manifest(
-                model=_describe(model, variants[0]),
-                generation=generation,
-                tokenizer=tokenizer,
-                variants=variants,
-                provenance=_provenance(model, options, quantized),
-            )
-        )
-        if quantized is not None:
-            quantized.discard()
-        return package
+    )
+    if quantized is not None:
+        quantized.discard()
+    return package
 
 
 def canonical_graph(model: LazyModel) -> Graph:

@@ -26,7 +26,11 @@ from edgewright.export.stored import Stored
 MICROSOFT = "com.microsoft"
 _ALIGNMENT = 64
 _LOWERED = ("BlockMatMul", "GatedMatMul", "BlockGather")
-_NUMPY_TYPES = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT}
+_NUMPY_TYPES = {
+    "uint8": ir.DataType.UINT8,
+    "float32": ir.DataType.FLOAT,
+    "int64": ir.DataType.INT64,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class _Lowered:
 
     runs: tuple[tuple[PortableRows, tuple[ir.Value, ...]], ...]
     column_scale: ir.Value | None
+    column_order: ir.Value | None
     blob: Blob
 
     @property
@@ -116,6 +121,8 @@ def _lower(graph: ir.Graph, weight: ir.Value, blob: Blob, writer: PackageWriter)
             arrays[f"{weight.name}.zeros{i}"] = rows.zeros
     if matrix.column_scale is not None:
         arrays[f"{weight.name}.columns"] = matrix.column_scale
+    if matrix.column_order is not None:
+        arrays[f"{weight.name}.order"] = matrix.column_order
     written = writer.add_blob(_pieces(arrays.values()))
     values = dict(_initializers(graph, written, arrays))
     return _Lowered(
@@ -131,6 +138,7 @@ def _lower(graph: ir.Graph, weight: ir.Value, blob: Blob, writer: PackageWriter)
             for i, rows in enumerate(runs)
         ),
         values.get(f"{weight.name}.columns"),
+        values.get(f"{weight.name}.order"),
         written,
     )
 
@@ -166,6 +174,8 @@ def _initializers(
 
 
 def _product(op: _Recorder, x: ir.Value, weight: _Lowered) -> ir.Value:
+    if weight.column_order is not None:
+        x = op("Gather", x, weight.column_order, axis=-1)
     if weight.column_scale is not None:
         x = op("Mul", x, weight.column_scale)
     parts = [op.product(x, values, rows) for rows, values in weight.runs]
@@ -210,7 +220,13 @@ def _gather(op: _Recorder, node: ir.Node, weight: _Lowered) -> ir.Value:
     found = op("Mul", steps, op("Unsqueeze", own[1], (-1,)))
     found = op("Reshape", found, op("Concat", leading, (-1,), axis=0))
     found = op("Slice", found, (0,), last, (-1,))
-    return found if weight.column_scale is None else op("Mul", found, weight.column_scale)
+    if weight.column_scale is not None:
+        found = op("Mul", found, weight.column_scale)
+    if weight.column_order is None:
+        return found
+    every = op("Range", 0, rows.columns, 1)
+    places = op("ScatterElements", weight.column_order, weight.column_order, every, axis=0)
+    return op("Gather", found, places, axis=-1)
 
 
 def _widened(op: _Recorder, codes: ir.Value, leading: ir.Value, bits: int) -> ir.Value:

@@ -22,6 +22,9 @@ _WHEELS = ("onnxruntime", "numpy")
 _MANYLINUX = ("2014", *(f"_2_{minor}" for minor in range(17, 37)))
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
+# What is emulated for each instruction set: a processor that has it, and none of those above it.
+PROCESSORS = {"neon": "cortex-a72", "neon_dot": "cortex-a76", "neon_i8mm": "neoverse-v1"}
+
 
 class LabError(EdgewrightError):
     """The machine to test on could not be made."""
@@ -41,11 +44,11 @@ class Arm64Root:
     def stamp(self) -> Path:
         return self.folder / "made-of.json"
 
-    def python(self, *arguments: str) -> list[str]:
-        """The command that runs arm64 Python; it sees this machine's files too."""
+    def python(self, isa: str, *arguments: str) -> list[str]:
+        """The command that runs Python on an arm64 processor; it sees this machine's files too."""
         (emulator,) = (self.folder / "emulator").glob("usr/bin/qemu-aarch64-static")
         packages = f"PYTHONPATH={self.root / 'packages'}"
-        machine = (str(emulator), "-L", str(self.root), "-E", packages)
+        machine = (str(emulator), "-cpu", PROCESSORS[isa], "-L", str(self.root), "-E", packages)
         return [*machine, str(self._interpreter()), *arguments]
 
     def _interpreter(self) -> Path:

@@ -1,4 +1,5 @@
-"""The kernel sweeps of every op on arm64, under emulation, against the same references:
+"""The kernel sweeps of every op on arm64, under emulation, against the same references, in each
+instruction set and on a processor that has no better one:
 
     python -m lab.neon [--folder FOLDER] [--jobs 2] [PYTEST ARGUMENTS]
 
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from edgewright.artifacts.errors import EdgewrightError
 from edgewright.artifacts.user_dirs import cache_dir
-from edgewright.custom_ops.compiler import build, compiled_ops
-from lab.arm64_root import LabError, prepare
+from edgewright.custom_ops.compiler import build, compiled_for
+from lab.arm64_root import PROCESSORS, LabError, prepare
 
 ROOT = Path(__file__).parents[1]
 TARGET = "linux-aarch64"
@@ -49,11 +50,13 @@ def sweep(folder: Path, jobs: str, arguments: list[str]) -> int:
         }
         command = [sys.executable, "-m", "pytest", "tests/custom_ops", "-n", jobs, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-        swept = {path.name for path in Path(notes).iterdir()}
-    missing = sorted({spec.name for spec in compiled_ops()} - swept)
-    if done.returncode == 0 and missing and not arguments:
-        raise LabError(f"no test swept the kernels of {', '.join(missing)}")
-    print(f"swept on emulated arm64: {', '.join(sorted(swept))}; {time.monotonic() - began:.0f} s")
+        for isa in PROCESSORS:
+            swept = {path.name for path in Path(notes).glob(f"{isa}/*")}
+            print(f"swept in {isa}: {', '.join(sorted(swept)) or 'nothing'}")
+            missing = sorted({spec.name for spec in compiled_for(isa)} - swept)
+            if done.returncode == 0 and missing and not arguments:
+                raise LabError(f"no test swept the {isa} kernels of {', '.join(missing)}")
+    print(f"emulated arm64: {time.monotonic() - began:.0f} s")
     return done.returncode
 
 

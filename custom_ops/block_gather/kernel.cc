@@ -43,11 +43,23 @@ struct BlockGather {
     constexpr size_t kTaskValues = 1 << 14;
     const size_t rows = kTaskValues / packed.columns + 1;
     return context.parallel((count + rows - 1) / rows, [&](size_t task) -> Status* {
-      for (size_t i = task * rows; i < (task + 1) * rows && i < count; i++) {
+      const size_t end = (task + 1) * rows < count ? (task + 1) * rows : count;
+      if (packed.has_column_order) return gather_in_order(packed, id, task * rows, end, y);
+      for (size_t i = task * rows; i < end; i++) {
         unpack_rows(packed, 0, size_t(id[i]), 1, y + i * packed.columns, packed.columns);
       }
       return nullptr;
     });
+  }
+
+  static Status* gather_in_order(const Packed& packed, const int64_t* id, size_t first, size_t end,
+                                 float* y) {
+    Scratch row(packed.columns * sizeof(float));
+    if (row.failed()) return Scratch::error();
+    for (size_t i = first; i < end; i++) {
+      unpack_row_in_order(packed, 0, size_t(id[i]), row.as<float>(), y + i * packed.columns);
+    }
+    return nullptr;
   }
 };
 

@@ -49,8 +49,7 @@ struct BlockMatMul {
     Scratch memory(PackedX::bytes(packed, rows));
     if (memory.failed()) return Scratch::error();
     const PackedX quantised(packed, rows, memory.as<void>());
-    EDGE_TRY(quantise_rows(context, packed, packed.column_scales(0), x.as<float>(), packed.columns,
-                           quantised));
+    EDGE_TRY(quantise_rows(context, packed, 0, x.as<float>(), packed.columns, quantised));
     const PackedMatMul product = {&packed, 0, 0, packed.rows, &quantised, 0, rows, y.as<float>(),
                                   packed.rows};
     return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });

@@ -128,8 +128,7 @@ struct GatedMatMul {
     Scratch memory(PackedX::bytes(packed, rows));
     if (memory.failed()) return Scratch::error();
     const PackedX quantised(packed, rows, memory.as<void>());
-    EDGE_TRY(quantise_rows(context, packed, packed.column_scales(0), x.as<float>(), packed.columns,
-                           quantised));
+    EDGE_TRY(quantise_rows(context, packed, 0, x.as<float>(), packed.columns, quantised));
     const GatedProduct product = {&packed, &quantised, activation, y.as<float>()};
     return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });
   }

@@ -76,13 +76,12 @@ struct Inputs : PagedInputs {
     }
     EDGE_TRY(Packed::parse(op, up, &packed));
     *rows = int64_t(packed.rows);
-    if (packed.count == 1 && int64_t(packed.columns) == rank_dim && !packed.has_column_scales) {
-      return nullptr;
-    }
+    const bool plain = !packed.has_column_scales && !packed.has_column_order;
+    if (packed.count == 1 && int64_t(packed.columns) == rank_dim && plain) return nullptr;
     return message("the packed weight has ").number(int64_t(packed.count)).text(" matrices of ")
-        .number(int64_t(packed.columns)).text(" columns").text(packed.has_column_scales ?
-        ", with column scales; one of " : "; one of ").number(rank_dim)
-        .text(" columns, without column scales, is required").error();
+        .number(int64_t(packed.columns)).text(plain ? " columns" :
+        " columns, with scales or an order").text("; one of ").number(rank_dim)
+        .text(" columns, without scales or an order, is required").error();
   }
 
   Status* check_shapes() {

@@ -12,7 +12,7 @@ SPEC = OpSpec(
         TensorSpec("latent", "float32"),  # [B, S, R], normalised
         TensorSpec("key_rope", "float32"),  # [B, S, Dr], rotated
         # [H*(Dn+Dv), R], a head's Dn rows for keys, then Dv for values; uint8: packed, without
-        # column scales
+        # column scales and order
         TensorSpec("up", "W"),
         TensorSpec("cache", "C"),  # [P, page, R+Dr]; int8: two rows, each with its own scale
         TensorSpec("table", "int64"),  # [B, pages]: position p of a row is in page p // page

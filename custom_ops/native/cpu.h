@@ -1,29 +1,35 @@
-// Which instruction sets this processor and its operating system let us use, without any library.
+// Which instruction sets this processor and its operating system let us use.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
 // The instruction sets that kernels are compiled for, worst first; compiler.py knows the flags.
 // `scalar` is one float at a time, for comparison: no processor gets it without being asked.
+// A byte ISA, X(name, base), is its base with other products of bytes: kernels that make none have
+// no version for it, and the base's serve.
 #if defined(__x86_64__)
-#define EDGE_ISAS(X) X(scalar) X(sse2) X(avx2) X(avx512)
+#define EDGE_FULL_ISAS(X) X(scalar) X(sse2) X(avx2) X(avx512)
+#define EDGE_BYTE_ISAS(X)
 #elif defined(__aarch64__)
-#define EDGE_ISAS(X) X(scalar) X(neon)
+#include "native/cpu_arm64.h"
+#define EDGE_FULL_ISAS(X) X(scalar) X(neon)
+#define EDGE_BYTE_ISAS(X) X(neon_dot, neon) X(neon_i8mm, neon)
 #else
 #error "edgewright has kernels for x86_64 and aarch64"
 #endif
+#define EDGE_ISAS(X) EDGE_FULL_ISAS(X) EDGE_BYTE_ISAS(X)
 
 namespace edge {
 
 enum class Isa : int32_t {
-#define EDGE_ISA_ENUM(name) k_##name,
+#define EDGE_ISA_ENUM(name, ...) k_##name,
   EDGE_ISAS(EDGE_ISA_ENUM)
 #undef EDGE_ISA_ENUM
   kCount,
 };
 
 constexpr const char* kIsaNames[] = {
-#define EDGE_ISA_NAME(name) #name,
+#define EDGE_ISA_NAME(name, ...) #name,
     EDGE_ISAS(EDGE_ISA_NAME)
 #undef EDGE_ISA_NAME
 };
@@ -67,7 +73,10 @@ static inline Isa best_isa() {
 
 #else
 
-static inline Isa best_isa() { return Isa::k_neon; }
+static inline Isa best_isa() {
+  const Arm64Features has = arm64_features();
+  return !has.dotprod ? Isa::k_neon : has.i8mm ? Isa::k_neon_i8mm : Isa::k_neon_dot;
+}
 
 #endif
 

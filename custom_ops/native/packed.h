@@ -48,7 +48,7 @@ struct Packed {
   size_t padded, block, blocks;   // columns with their padding; columns of a block; blocks of a row
   size_t chunks;                  // of 64 columns
   size_t segments;
-  bool has_outliers, has_column_scales;
+  bool has_outliers, has_column_scales, has_column_order;
   size_t first_at, section_bytes;  // where the matrices begin, and the step between them
   size_t entries;                  // outliers of all matrices
   const uint8_t* data;
@@ -60,7 +60,7 @@ struct Packed {
   size_t block_columns(size_t b) const { return b + 1 < blocks ? block : padded - b * block; }
 
   // The one that begins the table.
-  PackedSegment first_segment() const { return described(0, 0, column_scale_bytes()); }
+  PackedSegment first_segment() const { return described(0, 0, codes_at()); }
 
   // The one after `s`, which is number `i`.
   PackedSegment segment_after(const PackedSegment& s, size_t i) const {
@@ -79,6 +79,13 @@ struct Packed {
   // bf16 [columns], perhaps at an odd address, or null.
   const uint16_t* column_scales(size_t matrix) const {
     return has_column_scales ? reinterpret_cast<const uint16_t*>(section(matrix)) : nullptr;
+  }
+
+  // u32 [columns], which of the matrix's columns each stored one is, perhaps at an odd address; or
+  // null. In a blob that is damaged they may be any numbers.
+  const uint32_t* column_order(size_t matrix) const {
+    if (!has_column_order) return nullptr;
+    return reinterpret_cast<const uint32_t*>(section(matrix) + column_scale_bytes());
   }
 
   PackedStrip strip(size_t matrix, const PackedSegment& s, size_t index) const {
@@ -106,7 +113,8 @@ struct Packed {
     return strip;
   }
 
-  // Checks everything but the outliers' counts, which `strip` sees to.
+  // Checks everything but the outliers' counts, which `strip` sees to, and the order of columns,
+  // which is checked as it is used.
   static Status* parse(const char* op, const Tensor& tensor, Packed* out) {
     const auto wrong = [&](const char* what) {
       return Message(op).text(": the packed weight ").text(what).error();
@@ -119,7 +127,7 @@ struct Packed {
     if (bytes < kHeaderBytes + kSegmentBytes) return wrong("is shorter than its header");
     if (read<uint32_t>(data) != kMagic) return wrong("does not begin with EWPM");
     const uint32_t version = read<uint32_t>(data + 4), flags = read<uint32_t>(data + 28);
-    if (version != 1 || flags > 3) return wrong("is of a version that this library does not read");
+    if (version != 1 || flags > 7) return wrong("is of a version that this library does not read");
     Packed p = {};
     p.data = data;
     p.count = read<uint32_t>(data + 8);
@@ -129,6 +137,7 @@ struct Packed {
     p.segments = read<uint32_t>(data + 24);
     p.has_column_scales = flags & 1;
     p.has_outliers = flags & 2;
+    p.has_column_order = flags & 4;
     if (p.block != 32 && p.block != 64 && p.block != 128) return wrong("has wrong blocks");
     if (p.segments == 0 || p.segments > kMostSegments) return wrong("has no or too many segments");
     if (p.count == 0 || p.rows == 0 || p.columns == 0) return wrong("has no values");
@@ -139,7 +148,7 @@ struct Packed {
     p.chunks = (p.padded + kChunkColumns - 1) / kChunkColumns;
     p.first_at = up(kHeaderBytes + p.segments * kSegmentBytes, kPackedLine);
     if (p.first_at > bytes) return wrong("is shorter than its header");
-    size_t end = p.column_scale_bytes(), row = 0;
+    size_t end = p.codes_at(), row = 0;
     for (size_t i = 0; i < p.segments; i++) {
       const uint8_t* entry = data + kHeaderBytes + i * kSegmentBytes;
       if (!valid_make_up(entry)) return wrong("has a segment of a wrong make-up");
@@ -192,6 +201,11 @@ struct Packed {
   }
 
   size_t column_scale_bytes() const { return has_column_scales ? up(columns * 2, kPackedLine) : 0; }
+
+  // Where a section's first codes are.
+  size_t codes_at() const {
+    return column_scale_bytes() + (has_column_order ? up(columns * 4, kPackedLine) : 0);
+  }
 
   size_t scale_bytes(const PackedSegment& s) const {
     return blocks * kStripRows * (s.scale_kind == kScaleCodes ? 1 : 2);

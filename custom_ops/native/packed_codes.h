@@ -14,11 +14,16 @@ using WordsOf = uint16_t __attribute__((vector_size(sizeof(B))));
 constexpr size_t kQuadsOfStep = kPackedStep / 4;
 constexpr size_t kPartsOfLine = kPackedLine / sizeof(Bytes);
 
-// Both shift in words of 16 bits, since no processor has it for bytes; `lower_bits` masks off what
-// came over from the next byte, `raised` is for codes so small that nothing leaves theirs.
+// Both shift in words of 16 bits, since x86 has it for no bytes; `lower_bits` masks off what came
+// over from the next byte, `raised` is for codes so small that nothing leaves theirs.
 template <int kBits, class B>
 static inline B lower_bits(B v, int by) {
-  return (B)((WordsOf<B>)v >> by) & uint8_t((1 << kBits) - 1);
+#if defined(__aarch64__)
+  const B lower = v >> uint8_t(by);  // the uppermost bits need no mask then
+#else
+  const B lower = (B)((WordsOf<B>)v >> by);
+#endif
+  return lower & uint8_t((1 << kBits) - 1);
 }
 template <class B>
 static inline B raised(B v, int by) {

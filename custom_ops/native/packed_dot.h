@@ -18,24 +18,19 @@ constexpr size_t kPackedDotRows = 2;
 
 namespace detail {
 
-// Blocks whose outliers are added up together, while the codes of the blocks before them are taken.
-// Whole chunks of 64 columns.
+// Blocks whose outliers are added up together, after the codes of the blocks before them: whole
+// chunks of columns.
 template <size_t kM>
-constexpr size_t kPieceBlocks = kM == 1 ? 4 : 2;
+constexpr size_t kPieceBlocks = kM <= 2 ? 4 : 2;
 
-// What is taken from the sums of codes for each unit of the sum of x: the zero point, less what
-// add_products took already.
-template <int kBits>
-static inline I32 zero_points(const PackedStrip& strip, size_t at) {
-  if (strip.zeros == nullptr) return I32{} + ((1 << (kBits - 1)) - kCodeCentre<kBits>);
+static inline I32 bytes_of(const uint8_t* from) {
   using Codes = uint8_t __attribute__((vector_size(kLanes)));
-  return __builtin_convertvector(read<Codes>(strip.zeros + at), I32) - kCodeCentre<kBits>;
+  return __builtin_convertvector(read<Codes>(from), I32);
 }
 
 static inline F32 block_scale(int scale_kind, const uint8_t* scales, size_t at) {
   if (scale_kind == kScaleCodes) {
-    using Codes = uint8_t __attribute__((vector_size(kLanes)));
-    return __builtin_convertvector(__builtin_convertvector(read<Codes>(scales + at), I32), F32);
+    return __builtin_convertvector(bytes_of(scales + at), F32);
   }
   const U16 raw = read<U16>(scales + at * 2);
   return scale_kind == kScaleHalf ? from_half(raw) : from_bfloat(raw);
@@ -49,12 +44,14 @@ static inline void prefetch_bytes(const uint8_t* from, size_t bytes) {
 template <int kBits, size_t kM>
 static void dot_strip(const Packed& packed, const PackedSegment& segment, const PackedStrip& strip,
                       const PackedX& x, size_t m0, float (*to)[kStripRows]) {
-  constexpr size_t kPiece = kPieceBlocks<kM>;
+  constexpr size_t kPiece = kPieceBlocks<kM>, kSums = kPiece * kStripRows;
+  constexpr int kCentre = kCodeCentre<kBits>;
   const bool outliers = strip.outlier_count > 0;
-  const Ahead ahead = outliers ? kAheadOfOutliers : kAheadOfCodes;
   const int shift = outliers || segment.half ? segment.shift : 0;
-  const int half = segment.half ? 1 << (shift - 1) : 0;  // of each x, after the shift
-  OutlierReader<kM, kPiece * kStripRows> reader(packed, strip);
+  // What the sums of codes lack for each unit of the sum of x, but for zero points of their own.
+  const int half = segment.half ? 1 << (shift - 1) : 0;
+  const int zero = strip.zeros ? 0 : 1 << (kBits - 1);
+  const int offset = half - ((zero - kCentre) << shift);
   // The next strip's, which lie behind this one's.
   prefetch_bytes(strip.row_scales + segment.meta_bytes, segment.meta_bytes);
   prefetch_bytes(reinterpret_cast<const uint8_t*>(strip.outliers + strip.outlier_count),
@@ -65,51 +62,48 @@ static void dot_strip(const Packed& packed, const PackedSegment& segment, const 
   const float* scales = x.scales + m0 * x.blocks;
   const int32_t* x_sums = x.sums + m0 * x.blocks;
 
-  int32_t sums_of[2][kM * kPiece * kStripRows];
+  OutlierReader<kM, kSums> reader(packed, strip);
+  const size_t piece = kPiece * packed.block;
+  const size_t span = piece < kSpanColumns ? piece : kSpanColumns;
+  int32_t sums_of[2][kM * kSums];
+  int32_t *extra = sums_of[0], *next = sums_of[1];
   const auto clear = [](int32_t* sums) {
-    for (size_t i = 0; i < kM * kPiece * kStripRows; i += kLanes) write(sums + i, I32{});
-  };
-  const auto read_outliers = [&](size_t b, int32_t* sums) {
-    const size_t first = b / kPiece * kPiece * packed.block / kChunkColumns;
-    const size_t end =
-        b + 1 < packed.blocks ? (b + 1) * packed.block / kChunkColumns : packed.chunks;
-    for (size_t chunk = b * packed.block / kChunkColumns; chunk < end; chunk++) {
-      reader.read_chunk(chunk - first, q + first * kChunkColumns, x.stride, sums);
-    }
-    // The last of its piece.
-    if ((b + 1) % kPiece == 0 || b + 1 == packed.blocks) {
-      reader.finish(q + first * kChunkColumns, x.stride, sums);
-    }
+    for (size_t i = 0; i < kM * kSums; i += kLanes) write(sums + i, I32{});
   };
   if (outliers) {
-    clear(sums_of[0]);
-    for (size_t b = 0; b < kPiece && b < packed.blocks; b++) read_outliers(b, sums_of[0]);
+    clear(next);
+    for (size_t k = 0; k < piece && k < packed.padded; k += span) {
+      reader.read_span(span, k, q, x.stride, next);
+    }
   }
 
   F32 totals[kPartsOfLine][kM] = {};
-  for (size_t first = 0; first < packed.blocks; first += kPiece) {
-    const size_t blocks = packed.blocks - first < kPiece ? packed.blocks - first : kPiece;
-    const int32_t* extra = sums_of[first / kPiece % 2];
-    int32_t* next = sums_of[first / kPiece % 2 ^ 1];
-    if (outliers) clear(next);
-    for (size_t b = first; b < first + blocks; b++) {
-      if (outliers && b + kPiece < packed.blocks) read_outliers(b + kPiece, next);
-      const size_t columns = packed.block_columns(b);
-      const size_t bytes = columns / kPackedStep * kBits * kPackedLine;
+  for (size_t first = 0; first < packed.padded; first += piece) {
+    if (outliers) {
+      reader.add_up(q + first, x.stride, next);
+      int32_t* done = extra;
+      extra = next, next = done;
+      clear(next);
+    }
+    const size_t end = first + piece < packed.padded ? first + piece : packed.padded;
+    for (size_t k = first; k < end; k += packed.block) {
+      if (outliers && k % span == 0 && k + piece < packed.padded) {
+        reader.read_span(span, k - first, q + first + piece, x.stride, next);
+      }
+      const size_t b = k / packed.block, columns = packed.block_columns(b);
       I32 sums[kPartsOfLine][kM];
-      code_products<kBits, kM>(codes, columns / kPackedStep, ahead, q + b * packed.block, x.stride,
-                               sums);
-      codes += bytes;
+      code_products<kBits, kM>(codes, columns / kPackedStep, q + k, x.stride, sums);
+      codes += columns / kPackedStep * kBits * kPackedLine;
       for (size_t part = 0; part < kPartsOfLine; part++) {
         const size_t at = b * kStripRows + part * kLanes;
-        const I32 zero = zero_points<kBits>(strip, at);
         const F32 scale = block_scale(segment.scale_kind, strip.block_scales, at);
 #pragma unroll
         for (size_t m = 0; m < kM; m++) {
           const int32_t x_sum = x_sums[m * x.blocks + b];
-          I32 sum = ((sums[part][m] - zero * x_sum) << shift) + half * x_sum;
+          I32 sum = (sums[part][m] << shift) + offset * x_sum;
+          if (strip.zeros) sum -= bytes_of(strip.zeros + at) * (x_sum << shift);
           if (outliers) {
-            sum += read<I32>(extra + (m * kPiece + b - first) * kStripRows + part * kLanes);
+            sum += read<I32>(extra + m * kSums + (b % kPiece) * kStripRows + part * kLanes);
           }
           const F32 factor = scale * splat(scales[m * x.blocks + b]);
           totals[part][m] = multiply_add(__builtin_convertvector(sum, F32), factor,

@@ -70,9 +70,8 @@ EDGE_OUT_OF_LINE void unpack_codes(const uint8_t* codes, size_t steps, int shift
       Bytes quads[kQuadsOfStep];
       unpack_step<kBits>(codes + i * kPackedLine * kBits + part, quads);
 #pragma unroll
-      for (size_t q = 0; q < kQuadsOfStep; q++) {
-        write(panel + (i * kQuadsOfStep + q) * kPackedLine + part, raised(quads[q], shift) + lift);
-      }
+      for (size_t q = 0; q < kQuadsOfStep; q++) quads[q] = raised(quads[q], shift) + lift;
+      tile::write_step(quads, part, panel + i * kQuadsOfStep * kPackedLine);
     }
   }
 }
@@ -88,7 +87,7 @@ static inline bool add_outliers(const PackedStrip& strip, size_t first_chunk, si
     for (const size_t end = at + strip.counts[c]; at < end; at++) {
       const uint32_t entry = read<uint16_t>(strip.outliers + at);
       const uint32_t row = entry & 15, column = entry >> 4 & 63;
-      int8_t& value = from[column / 4 * kPackedLine + row * 4 + column % 4];
+      int8_t& value = from[tile::panel_at(row, column)];
       value = int8_t(value + int(entry >> 10) - 32);
       least = value < least ? value : least;
       most = value > most ? value : most;
@@ -147,7 +146,7 @@ static inline void gather_x(const PackedX& x, size_t m, size_t rows, const GemmP
       tile::copy_small_x(from, piece.columns,
                          reinterpret_cast<uint8_t*>(scratch->x) + r * kTileXStride);
     } else {
-      tile::copy_x(from, piece.columns, scratch->x + r * kTileXStride);
+      tile::copy_x<kTileXStride>(from, piece.columns, scratch->x, r);
     }
     const size_t at = (m + r) * x.blocks + first;
     for (size_t b = 0; b < piece.blocks; b++) {
@@ -199,7 +198,7 @@ EDGE_OUT_OF_LINE void packed_tile(const GemmScratch& scratch, size_t strip, cons
       const auto* bytes = reinterpret_cast<const uint8_t*>(scratch.x) + b * piece.block;
       tile::add_small_products<kTileXStride, kR>(bytes, panel, quads, sums);
     } else {
-      const tile::X* x = scratch.x + b * piece.block;
+      const tile::X* x = scratch.x + b * piece.block * tile::kXRows;
       tile::add_products<kTileXStride, kGroupStride, kR, kS>(x, panel, quads, sums);
     }
 #pragma unroll

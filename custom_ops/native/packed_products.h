@@ -10,7 +10,7 @@ namespace EDGE_ISA {
 using CodeWords = uint16_t __attribute__((vector_size(kLanes * 4)));
 
 // What is taken from each code before it is multiplied. Codes of 8 bits do not fit signed bytes.
-#if defined(EDGE_SCALAR) || defined(__AVX512VNNI__)
+#if defined(EDGE_SCALAR) || defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
 template <int kBits>
 constexpr int kCodeCentre = 0;
 #elif defined(__AVX2__) || defined(__aarch64__)
@@ -28,20 +28,29 @@ namespace detail {
 template <int kBits>
 constexpr size_t kNarrowQuads = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
 
-// How many bytes of codes ahead of what is multiplied are fetched: to the first cache, and from
-// memory to the second. One distance does where nothing but codes is read; work on outliers leaves
-// gaps between the fetches, which only a long way ahead fills.
-struct Ahead {
-  size_t near, far;
-
-  void fetch(const uint8_t* codes) const {
-    __builtin_prefetch(codes + near);
-    if (far != near) __builtin_prefetch(codes + far, 0, 2);
+// Fetches what is multiplied next. Where computing takes as long as reading, every line is fetched,
+// far ahead into the second cache and then into the first. Codes of 4 and 8 bits for a single row
+// are quicker than memory: there the processor follows the stream by itself, unless its list of
+// misses is full, so it gets a hint for every other line.
+template <int kBits, size_t kM>
+static inline void fetch_ahead(const uint8_t* step) {
+  constexpr bool kHints = kM == 1 && (kBits == 4 || kBits == 8);
+#pragma unroll
+  for (size_t line = 0; line < kBits; line += kHints ? 2 : 1) {
+    if (!kHints) __builtin_prefetch(step + line * kPackedLine + 2048);
+    __builtin_prefetch(step + line * kPackedLine + 12288, 0, 2);
   }
-};
-constexpr Ahead kAheadOfCodes = {4096, 4096}, kAheadOfOutliers = {2048, 16384};
+}
 
 static inline int32_t four(const int8_t* x) { return read<int32_t>(x); }
+
+// Parts of a line whose products are in registers together. What multiplies a quad of x from its
+// place in a vector needs all of them: from a loop over them the quads would be spread out first.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr size_t kPartsTogether = kPartsOfLine;
+#else
+constexpr size_t kPartsTogether = 2;
+#endif
 
 #if defined(EDGE_SCALAR)
 
@@ -98,6 +107,34 @@ static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], con
   return sums;
 }
 
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+template <int kBits>
+static inline I32 four_products(I32 sums, Bytes codes, I32 x) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (kBits == 8) {
+    return (I32)vusdotq_s32((int32x4_t)sums, (uint8x16_t)codes, (int8x16_t)x);
+  }
+#endif
+  const Bytes centred = codes ^ uint8_t(kCodeCentre<kBits>);
+  return (I32)vdotq_s32((int32x4_t)sums, (int8x16_t)centred, (int8x16_t)x);
+}
+
+template <int kBits>
+static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], const int8_t* x) {
+  I32 others = {};
+#pragma unroll
+  for (size_t i = 0; i < kQuadsOfStep; i += 4) {
+    const I32 xs = read<I32>(x + i * 4);  // four quads, each taken from its place in it
+#pragma unroll
+    for (size_t j = 0; j < 4; j += 2) {
+      sums = four_products<kBits>(sums, codes[i + j], I32{} + xs[j]);
+      others = four_products<kBits>(others, codes[i + j + 1], I32{} + xs[j + 1]);
+    }
+  }
+  return sums + others;
+}
+
 #elif defined(__aarch64__)
 
 template <int kBits>
@@ -141,14 +178,11 @@ static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], con
 
 // The sums of kLanes rows' codes times x over `steps` steps, for each of kM rows of x.
 template <int kBits, size_t kM>
-static inline void step_products(const uint8_t* codes, size_t steps, Ahead ahead, const int8_t* x,
+static inline void step_products(const uint8_t* codes, size_t steps, const int8_t* x,
                                  size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
   for (size_t step = 0; step < steps; step++) {
-#pragma unroll
-    for (size_t line = 0; line < kBits; line++) {
-      ahead.fetch(codes + (step * kBits + line) * kPackedLine);
-    }
-#pragma unroll 2
+    fetch_ahead<kBits, kM>(codes + step * kBits * kPackedLine);
+#pragma unroll(kPartsTogether)
     for (size_t part = 0; part < kPartsOfLine; part++) {
       Bytes quads[kQuadsOfStep];
       unpack_step<kBits>(codes + step * kBits * kPackedLine + part * sizeof(Bytes), quads);
@@ -208,23 +242,14 @@ struct MaskedProducts {
 };
 
 template <int kBits>
-static inline I32 masked_products(const uint8_t* codes, size_t steps, Ahead ahead,
-                                  const int8_t* x) {
+static inline I32 masked_products(const uint8_t* codes, size_t steps, const int8_t* x) {
   MaskedProducts<kBits> products;
-  if (steps == 4) {
-#pragma unroll
-    for (size_t i = 0; i < 4; i++) {
-#pragma unroll
-      for (size_t line = 0; line < kBits; line++) {
-        ahead.fetch(codes + (i * kBits + line) * kPackedLine);
-      }
-      products.add_step(codes + i * kBits * kPackedLine, x + i * kPackedStep);
-    }
-  } else {
-    for (size_t i = 0; i < steps; i++) {
-      ahead.fetch(codes + i * kBits * kPackedLine);
-      products.add_step(codes + i * kBits * kPackedLine, x + i * kPackedStep);
-    }
+#pragma unroll 2
+  for (size_t i = 0; i < steps; i++) {
+    fetch_ahead<kBits, 1>(codes);
+    products.add_step(codes, x);
+    codes += kBits * kPackedLine;
+    x += kPackedStep;
   }
   return products.total();
 }
@@ -233,18 +258,18 @@ static inline I32 masked_products(const uint8_t* codes, size_t steps, Ahead ahea
 
 // sum over the columns of `steps` steps of (code - kCodeCentre) * x: [rows / kLanes][kM].
 template <int kBits, size_t kM>
-static inline void code_products(const uint8_t* codes, size_t steps, Ahead ahead, const int8_t* x,
+static inline void code_products(const uint8_t* codes, size_t steps, const int8_t* x,
                                  size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
 #if defined(EDGE_SCALAR)
   static_assert(kM == 1);
-  (void)x_stride, (void)ahead;
+  (void)x_stride;
   for (size_t r = 0; r < kStripRows; r++) {
     sums[r][0] = I32{row_products<kBits>(codes + r * sizeof(Bytes), steps, x)};
   }
 #else
 #if defined(__AVX512VNNI__)
   if constexpr (kM == 1 && kBits <= 4) {
-    sums[0][0] = masked_products<kBits>(codes, steps, ahead, x);
+    sums[0][0] = masked_products<kBits>(codes, steps, x);
     return;
   }
 #endif
@@ -253,7 +278,7 @@ static inline void code_products(const uint8_t* codes, size_t steps, Ahead ahead
 #pragma unroll
     for (size_t m = 0; m < kM; m++) sums[part][m] = I32{};
   }
-  step_products<kBits, kM>(codes, steps, ahead, x, x_stride, sums);
+  step_products<kBits, kM>(codes, steps, x, x_stride, sums);
 #endif
 }
 

@@ -261,7 +261,8 @@ static void each_strip(const Packed& w, size_t matrix, size_t from, size_t count
   }
 }
 
-// Rows from .. from + count - 1 of one matrix to out[i * stride + k].
+// Rows from .. from + count - 1 of one matrix to out[i * stride + k], their columns as they are
+// stored.
 static void unpack_rows(const Packed& w, size_t matrix, size_t from, size_t count, float* out,
                         size_t stride) {
   const auto unpack = [&](const PackedSegment& s, const PackedStrip& strip, size_t first,
@@ -274,6 +275,19 @@ static void unpack_rows(const Packed& w, size_t matrix, size_t from, size_t coun
   const uint16_t* scales = w.column_scales(matrix);
   for (size_t i = 0; scales && i < count; i++) {
     detail::scale_columns(scales, w.columns, out + i * stride);
+  }
+}
+
+// One row, its columns as the matrix has them; `memory` holds as many. A damaged order leaves 0 in
+// columns that it does not name.
+static inline void unpack_row_in_order(const Packed& w, size_t matrix, size_t row, float* memory,
+                                       float* out) {
+  const uint32_t* order = w.column_order(matrix);
+  unpack_rows(w, matrix, row, 1, memory, w.columns);
+  for (size_t k = 0; k < w.columns; k++) out[k] = 0.0f;
+  for (size_t k = 0; k < w.columns; k++) {
+    const size_t column = read<uint32_t>(order + k);
+    if (column < w.columns) out[column] = memory[k];
   }
 }
 

@@ -2,7 +2,8 @@
 // processor has for bytes.
 //
 // A panel is a strip as signed bytes, [quads][16 rows][4 columns]; where the processor multiplies
-// unsigned with signed bytes, kPanelBias is added to each, and the caller takes it back.
+// unsigned with signed bytes, kPanelBias is added to each, and the caller takes it back. Where it
+// multiplies squares, two rows by two of eight columns, kColumns is 8: [octets][16 rows][8 columns].
 #pragma once
 #include "native/packed_codes.h"
 
@@ -33,11 +34,32 @@ constexpr int kPanelBias = 128;
 using X = int16_t;  // of each quad the columns 0, 2, 1, 3
 constexpr size_t kRows = 4, kStrips = 1;
 constexpr int kPanelBias = 0;
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+using X = int8_t;
+constexpr size_t kRows = 6, kStrips = 1;
+constexpr int kPanelBias = 0;
+#elif defined(__ARM_FEATURE_DOTPROD)
+using X = int8_t;
+constexpr size_t kRows = 4, kStrips = 1;
+constexpr int kPanelBias = 0;
 #else
 using X = int8_t;
 constexpr size_t kRows = 2, kStrips = 1;
 constexpr int kPanelBias = 0;
 #endif
+
+// Columns of a panel that lie together, and rows of x that do, so many columns of each by turns.
+#if defined(__ARM_FEATURE_MATMUL_INT8) && !defined(EDGE_SCALAR)
+constexpr size_t kColumns = 8, kXRows = 2;
+#else
+constexpr size_t kColumns = 4, kXRows = 1;
+#endif
+static_assert(kRows % kXRows == 0);
+
+// Where a panel has one of its strip's bytes.
+static inline size_t panel_at(size_t row, size_t column) {
+  return column / kColumns * (kStripRows * kColumns) + row * kColumns + column % kColumns;
+}
 
 // Bytes of the panel within +-64 can be multiplied with x + 128 as they are: two such products fit
 // a word. The caller takes 128 times the panel's sum back.
@@ -47,6 +69,21 @@ constexpr bool kHasSmall = true;
 constexpr bool kHasSmall = false;
 #endif
 constexpr int kSmall = 64, kSmallXBias = 128;
+
+// One step of a panel, of the rows that a part of a line of codes has: `part` bytes into it.
+static inline void write_step(const Bytes (&quads)[kQuadsOfStep], size_t part, int8_t* to) {
+#if defined(__ARM_FEATURE_MATMUL_INT8) && !defined(EDGE_SCALAR)
+#pragma unroll
+  for (size_t q = 0; q < kQuadsOfStep; q += 2) {
+    const uint32x4_t a = (uint32x4_t)quads[q], b = (uint32x4_t)quads[q + 1];
+    write(to + q * kPackedLine + 2 * part, vzip1q_u32(a, b));
+    write(to + q * kPackedLine + 2 * part + 16, vzip2q_u32(a, b));
+  }
+#else
+#pragma unroll
+  for (size_t q = 0; q < kQuadsOfStep; q++) write(to + q * kPackedLine + part, quads[q]);
+#endif
+}
 
 template <size_t kR, size_t kS>
 using Sums = I32[kR][kS * kStripVectors];
@@ -94,7 +131,7 @@ static inline void panel_sums(const int8_t* panel, size_t quads, I32 (&sums)[kSt
 #endif
 
 // sums += kR rows of x, kXStride apart, times kS strips, kPanelStride bytes apart, over `quads`
-// (an even number) of 4 columns.
+// (those of whole steps) of 4 columns.
 template <size_t kXStride, size_t kPanelStride, size_t kR, size_t kS>
 static inline void add_products(const X* x, const int8_t* panel, size_t quads, Sums<kR, kS>& sums) {
 #if defined(EDGE_SCALAR)
@@ -151,6 +188,58 @@ static inline void add_products(const X* x, const int8_t* panel, size_t quads, S
       }
     }
   }
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  // Of two rows of x the products with two rows of the panel make up a square.
+  constexpr size_t kPairs = (kR + 1) / 2, kSquares = 2 * kStripVectors;
+  int32x4_t squares[kPairs][kSquares];
+#pragma unroll
+  for (size_t p = 0; p < kPairs; p++) {
+#pragma unroll
+    for (size_t v = 0; v < kStripVectors; v++) {
+      const int64x2_t a = (int64x2_t)sums[2 * p][v];
+      const int64x2_t b = (int64x2_t)(2 * p + 1 < kR ? sums[2 * p + 1][v] : I32{});
+      squares[p][2 * v] = (int32x4_t)vzip1q_s64(a, b);
+      squares[p][2 * v + 1] = (int32x4_t)vzip2q_s64(a, b);
+    }
+  }
+  for (size_t q = 0; q < quads; q += 2) {
+    int8x16_t xs[kPairs];
+#pragma unroll
+    for (size_t p = 0; p < kPairs; p++) xs[p] = vld1q_s8(x + p * 2 * kXStride + q * 8);
+#pragma unroll
+    for (size_t i = 0; i < kSquares; i++) {
+      const int8x16_t w = vld1q_s8(panel + q * kPackedLine + i * 16);
+#pragma unroll
+      for (size_t p = 0; p < kPairs; p++) squares[p][i] = vmmlaq_s32(squares[p][i], xs[p], w);
+    }
+  }
+#pragma unroll
+  for (size_t r = 0; r < kR; r++) {
+#pragma unroll
+    for (size_t v = 0; v < kStripVectors; v++) {
+      const int64x2_t a = (int64x2_t)squares[r / 2][2 * v];
+      const int64x2_t b = (int64x2_t)squares[r / 2][2 * v + 1];
+      sums[r][v] = (I32)(r % 2 ? vzip2q_s64(a, b) : vzip1q_s64(a, b));
+    }
+  }
+#elif defined(__ARM_FEATURE_DOTPROD)
+  for (size_t q = 0; q < quads; q += 4) {
+    I32 xs[kR];  // four quads
+#pragma unroll
+    for (size_t r = 0; r < kR; r++) xs[r] = read<I32>(x + r * kXStride + q * 4);
+#pragma unroll
+    for (size_t i = 0; i < 4; i++) {
+#pragma unroll
+      for (size_t v = 0; v < kStripVectors; v++) {
+        const int8x16_t w = vld1q_s8(panel + (q + i) * kPackedLine + v * 16);
+#pragma unroll
+        for (size_t r = 0; r < kR; r++) {
+          const int8x16_t four = (int8x16_t)(I32{} + xs[r][i]);
+          sums[r][v] = (I32)vdotq_s32((int32x4_t)sums[r][v], w, four);
+        }
+      }
+    }
+  }
 #else
   // Two products of a byte of at most 128 and one of at most 127 still fit a word.
   int32x4_t halves[kR][2 * kStripVectors] = {};  // of a row the columns 0 and 1, and 2 and 3
@@ -180,9 +269,14 @@ static inline void add_products(const X* x, const int8_t* panel, size_t quads, S
 #endif
 }
 
-// One row of int8 as add_products wants it; `columns` is a multiple of 32.
-static inline void copy_x(const int8_t* from, size_t columns, X* to) {
-#if defined(__x86_64__) && !defined(EDGE_SCALAR) && !defined(__AVX512VNNI__)
+// Row `r` of int8 as add_products wants it, to x whose rows are kXStride apart; `columns` is a
+// multiple of 32.
+template <size_t kXStride>
+static inline void copy_x(const int8_t* from, size_t columns, X* x, size_t r) {
+  X* to = x + r / kXRows * kXRows * kXStride + r % kXRows * kColumns;
+#if defined(__ARM_FEATURE_MATMUL_INT8) && !defined(EDGE_SCALAR)
+  for (size_t k = 0; k < columns; k += 8) vst1_s8(to + k * 2, vld1_s8(from + k));
+#elif defined(__x86_64__) && !defined(EDGE_SCALAR) && !defined(__AVX512VNNI__)
   using Pairs = int32_t __attribute__((vector_size(16)));
   using I16 = int16_t __attribute__((vector_size(16)));
   for (size_t k = 0; k < columns; k += 16) {

@@ -1,5 +1,6 @@
 // Rows of x as int8, in blocks that each carry a scale: what packed weights are multiplied with.
-// For a block of x^ = x * column scale with the largest magnitude `peak`:
+// For a block of x^ = x * column scale, in the order of the stored columns, with the largest
+// magnitude `peak`:
 //
 //   q = nearest integer to x^ * (127 / peak), ties to even;  x^ is about q * (peak / 127)
 //
@@ -97,6 +98,15 @@ static inline void quantise_block(const float* x, size_t size, int8_t* q, float*
   for (size_t i = 0; i < kLanes; i++) *sum += sums[i];
 }
 
+// A number that is no column of x, in a blob that is damaged, counts as column 0.
+static inline void ordered_columns(const float* x, size_t columns, const uint32_t* order, size_t n,
+                                   float* to) {
+  for (size_t k = 0; k < n; k++) {
+    const size_t column = read<uint32_t>(order + k);
+    to[k] = x[column < columns ? column : 0];
+  }
+}
+
 // x^ of `n` columns, and zeros up to a whole block.
 static inline void scaled_columns(const float* x, const uint16_t* column_scales, size_t n,
                                   float* to) {
@@ -118,15 +128,21 @@ static inline void scaled_columns(const float* x, const uint16_t* column_scales,
 
 }  // namespace detail
 
-// Row `m` of `to` from one row of x, `packed.columns` floats.
-static inline void quantise_row(const Packed& packed, const uint16_t* column_scales, const float* x,
+// Row `m` of `to` from one row of x, `packed.columns` floats, for one matrix of the stack.
+static inline void quantise_row(const Packed& packed, size_t matrix, const float* x,
                                 const PackedX& to, size_t m) {
+  const uint16_t* column_scales = packed.column_scales(matrix);
+  const uint32_t* order = packed.column_order(matrix);
   int8_t* q = to.q + m * to.stride;
   float block[detail::kMostBlock];
   for (size_t b = 0; b < packed.blocks; b++) {
     const size_t k = b * packed.block, size = packed.block_columns(b);
     const size_t real = packed.columns - k < size ? packed.columns - k : size;
     const float* from = x + k;
+    if (order) {
+      detail::ordered_columns(x, packed.columns, order + k, real, block);
+      from = block;
+    }
     if (column_scales || real < size) {
       detail::scaled_columns(from, column_scales ? column_scales + k : nullptr, real, block);
       from = block;
@@ -139,14 +155,14 @@ static inline void quantise_row(const Packed& packed, const uint16_t* column_sca
 
 // All rows of `to`, on all threads.
 static inline Status* quantise_rows(const Context& context, const Packed& packed,
-                                    const uint16_t* column_scales, const float* x, size_t x_stride,
+                                    size_t matrix, const float* x, size_t x_stride,
                                     const PackedX& to) {
   constexpr size_t kValues = 32768;  // of one task
   const size_t rows = kValues / packed.padded + 1;
   return context.parallel((to.rows + rows - 1) / rows, [&](size_t task) -> Status* {
     const size_t end = (task + 1) * rows < to.rows ? (task + 1) * rows : to.rows;
     for (size_t m = task * rows; m < end; m++) {
-      quantise_row(packed, column_scales, x + m * x_stride, to, m);
+      quantise_row(packed, matrix, x + m * x_stride, to, m);
     }
     return nullptr;
   });

@@ -3,8 +3,9 @@
 #include "native/cpu.h"
 #include "native/op_table.h"
 
-// The compiler driver writes ops.inc from the specs: EDGE_OPS(X) with X(function) for each op, and
-// `kDescriptions`, `kOpCount`, `kEntryCount` (ops times their bindings) in the same order.
+// The compiler driver writes ops.inc from the specs: EDGE_OPS(X) with X(function) for each op,
+// EDGE_BYTE_OPS(X) for those that byte ISAs have a version of, and `kDescriptions`, `kOpCount`,
+// `kEntryCount` (ops times their bindings) in the same order.
 #include "ops.inc"
 
 #if defined(_WIN32)
@@ -41,11 +42,18 @@ EDGE_SLOTS(EDGE_SLOT)
   EDGE_OPS(EDGE_DECLARE)                                               \
   static const KernelTable* const kKernels[] = {EDGE_OPS(EDGE_POINT)}; \
   }
-EDGE_ISAS(EDGE_ISA_KERNELS)
+#define EDGE_BYTE_ISA_KERNELS(isa, base)                               \
+  namespace isa {                                                      \
+  using namespace base;                                                \
+  EDGE_BYTE_OPS(EDGE_DECLARE)                                          \
+  static const KernelTable* const kKernels[] = {EDGE_OPS(EDGE_POINT)}; \
+  }
+EDGE_FULL_ISAS(EDGE_ISA_KERNELS)
+EDGE_BYTE_ISAS(EDGE_BYTE_ISA_KERNELS)
 
 namespace {
 
-#define EDGE_ISA_TABLE(isa) isa::kKernels,
+#define EDGE_ISA_TABLE(isa, ...) isa::kKernels,
 #define EDGE_INDEX(function) k_##function,
 #define EDGE_IN_PLACE(function) in_place<k_##function>,
 const KernelTable* const* const kKernelsByIsa[] = {EDGE_ISAS(EDGE_ISA_TABLE)};

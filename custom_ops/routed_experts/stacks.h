@@ -56,18 +56,21 @@ struct PackedStack {
 
   // Row `i` of x, for one expert.
   void take(size_t expert, size_t i, const float* row) const {
-    quantise_row(*packed, packed->column_scales(expert), row, *x, i);
+    quantise_row(*packed, expert, row, *x, i);
   }
 
   // Whether another stack may use the same x.
   bool quantises_like(const Packed& other) const {
-    return packed->block == other.block && !packed->has_column_scales && !other.has_column_scales;
+    return packed->block == other.block && plain_columns(*packed) && plain_columns(other);
   }
 
   Product product(const Group& group, const float*, float* y) const {
     const size_t n_size = packed->rows;
     return {{packed, group.expert, 0, n_size, x, group.first, group.size, y, n_size}};
   }
+
+ private:
+  static bool plain_columns(const Packed& p) { return !p.has_column_scales && !p.has_column_order; }
 };
 
 }  // namespace EDGE_ISA

@@ -1,7 +1,8 @@
 """A model whose checkpoint stores integers and the plan of its weights go in; the groups that go
 into a package with those very codes come out, and their blobs.
 
-What is not stored so, or not in groups of columns that lie together, keeps its values as floats.
+Columns that were quantised out of order stay in the order of their groups, and the blob says which
+they are. What is not stored so, or not in groups of one size, keeps its values as floats.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edgewright.custom_ops.packed_weights import QuantizedMatrix, QuantizedRows, pack
 from edgewright.export.quantize.plan import WeightGroup
@@ -30,13 +33,13 @@ class ImportedGroup:
         return tuple(part.bits for part in self.parts)
 
     def pieces(self) -> Iterator[bytes]:
-        stack, rows, _ = self.group.shape
-        matrices: list[list[QuantizedRows]] = [[] for _ in range(stack)]
-        base = 0
-        for part in self.parts:
-            matrices[base // rows].append(part.read(0, part.rows))
-            base += part.rows
-        made = [QuantizedMatrix(tuple(found), None) for found in _alike(matrices)]
+        parts = _by_matrix(self.group, self.parts)
+        matrices = _alike([[part.read(0, part.rows) for part in found] for found in parts])
+        orders = _orders([found[0].order for found in parts], self.group.shape[2])
+        made = [
+            QuantizedMatrix(tuple(found), None, order)
+            for found, order in zip(matrices, orders, strict=True)
+        ]
         yield pack(made).tobytes()
 
 
@@ -67,12 +70,20 @@ def _together(group: WeightGroup, parts: Sequence[StoredCodes]) -> bool:
     stack, rows, _ = group.shape
     ends = np.cumsum([part.rows for part in parts])
     whole = set(range(rows, stack * rows + 1, rows)) <= set(ends.tolist())
+    matrices = _by_matrix(group, parts)
     return (
         whole
         and len({part.block for part in parts}) == 1
-        and all(part.order is None for part in parts)
-        and len({tuple(_make_up(part) for part in each) for each in _by_matrix(group, parts)}) == 1
+        and all(_of_one_order(group, matrix) for matrix in matrices)
+        and len({tuple(_make_up(part) for part in matrix) for matrix in matrices}) == 1
     )
+
+
+def _of_one_order(group: WeightGroup, matrix: Sequence[StoredCodes]) -> bool:
+    first = matrix[0].order
+    if first is None or group.kind == "latent_up":  # whose op takes columns as they are
+        return all(part.order is None for part in matrix)
+    return all(part.order is not None and torch.equal(part.order, first) for part in matrix)
 
 
 def _by_matrix(group: WeightGroup, parts: Sequence[StoredCodes]) -> list[list[StoredCodes]]:
@@ -96,6 +107,15 @@ def _alike(matrices: Sequence[Sequence[QuantizedRows]]) -> list[list[QuantizedRo
         [_with_zeros(each) if fill else each for each, fill in zip(row, uneven, strict=True)]
         for row in matrices
     ]
+
+
+def _orders(
+    found: Sequence[torch.Tensor | None], columns: int
+) -> Sequence[NDArray[np.int64] | None]:
+    """A stack's matrices all have an order of columns, or none has."""
+    if all(order is None for order in found):
+        return [None] * len(found)
+    return [np.arange(columns) if order is None else order.numpy() for order in found]
 
 
 def _with_zeros(rows: QuantizedRows) -> QuantizedRows:

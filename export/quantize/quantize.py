@@ -21,6 +21,7 @@ from edgewright.export.quantize.allocate import Choice, Part, Share
 from edgewright.export.quantize.budget import Shares, check_reachable, fit_budget, kept_bytes
 from edgewright.export.quantize.calibration import STAGE, calibrate
 from edgewright.export.quantize.group_weights import quantise_group
+from edgewright.export.quantize.made_up import made_up_text
 from edgewright.export.quantize.observe import Hessians
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup
@@ -87,7 +88,7 @@ def quantize_model(
     if not plan:
         raise ExportError("this model has no weight that can be quantised: leave out --bits")
     check_reachable(model, plan, options.bits, options.block)
-    text = None if options.method == "rtn" else read_text(model, options)
+    text = _text(model, options, progress)
     work = WorkFolder(options.resume, _made_of(model, plan, options, text))
     known = _measured(model, plan, options, text, work, progress)
     scaled = _scalable(model, plan, options, text)
@@ -100,6 +101,14 @@ def quantize_model(
     if text is not None and options.method == "auto" and options.tune:
         stage = _tuned(model, plan, options, text, work, progress)
     return _result(model, plan, shares, options, text, work, stage)
+
+
+def _text(model: LazyModel, options: QuantizeOptions, progress: Progress) -> CalibrationText | None:
+    if options.method == "rtn":
+        return None
+    if options.text is None:
+        return made_up_text(model, options.tokens, options.seed, progress)
+    return read_text(model, options)
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ def _scalable(
     """The groups whose columns may be scaled. Where the whole model is tuned afterwards, that finds
     what a column scale gives without its bytes."""
     if options.method == "auto":
-        tuned = options.tune and whole_steps(model) > 0
+        tuned = options.tune and whole_steps(model, options.text is None) > 0
     else:
         tuned = options.method != "awq"
     if text is None or tuned:
@@ -246,7 +255,7 @@ def _tuned(
     progress: Progress,
 ) -> str:
     """The stage whose blobs are the result."""
-    steps = whole_steps(model)
+    steps = whole_steps(model, options.text is None)
     if not steps:
         return STAGE
     if not all(work.blob(_TUNED, group.key).is_file() for group in plan):
@@ -298,7 +307,9 @@ def _result(
     if method == "auto":
         method = "gptq" if text else "rtn"
     if stage == _TUNED:
-        method = "gptq, tuned"
+        method += ", tuned"
+    if text is not None and options.text is None:
+        method += ", on text it made up"
     return Quantized(
         groups,
         8 * stored / model.parameter_count,

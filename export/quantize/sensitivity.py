@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgewright.export.quantize.observe import Hessians
-from edgewright.export.quantize.stream import LayerStream
+from edgewright.export.quantize.stream import LayerStream, drawn_tokens
 
 EMBEDDING = "embedding.weight"
 
@@ -116,7 +116,7 @@ def _head(
         for row in range(len(last)):
             x = _row(last, row).requires_grad_(True)
             logits = stream.logits(x)
-            drawn = logits.detach()[0].softmax(-1).multinomial(1, generator=draw)
+            drawn = drawn_tokens(logits[0], draw)
             loss = -logits[0].log_softmax(-1).gather(-1, drawn).sum()
             of_x, of_weight = torch.autograd.grad(loss, (x, weight))
             gradient[row] = of_x[0]

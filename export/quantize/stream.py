@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from edgewright.artifacts.errors import ExportError
 from edgewright.artifacts.states import StateSpec
 from edgewright.model.call import Call
 from edgewright.model.decoder import Layer
@@ -127,6 +128,16 @@ def fresh_states(specs: Sequence[StateSpec], batch: int, tokens: int) -> list[Te
     return [
         torch.zeros(spec.resolve(batch, tokens), dtype=_STATE_DTYPES[spec.dtype]) for spec in specs
     ]
+
+
+@torch.no_grad()
+def drawn_tokens(logits: Tensor, draw: torch.Generator) -> Tensor:
+    """[tokens, vocabulary] → [tokens, 1], each by its probability."""
+    if not logits.isfinite().all():
+        raise ExportError(
+            "this model's predictions are not finite (NaN or infinity): it cannot be quantised"
+        )
+    return logits.softmax(-1).multinomial(1, generator=draw)
 
 
 def batches(rows: int, tokens: int, limit_tokens: int = _BATCH_TOKENS) -> Iterator[slice]:

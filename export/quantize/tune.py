@@ -43,13 +43,15 @@ _SAVE_EVERY = 50
 _JUDGED_ROWS = 8
 
 
-def whole_steps(model: LazyModel) -> int:
-    """How often the whole model is looked at; never if it is too large for that."""
+def whole_steps(model: LazyModel, made_up: bool) -> int:
+    """How often the whole model is looked at; never if it is too large for that. There is less to
+    be learnt from text that it made up."""
     parameters = model.parameter_count
     if parameters * _WHOLE_BYTES > WHOLE_LIMIT_BYTES:
         return 0
     steps = int(_WHOLE_WORK / (8 * parameters * _STEP_TOKENS))
-    return min(_MOST_STEPS, steps) if steps >= _LEAST_STEPS else 0
+    most = _MOST_STEPS // 4 if made_up else _MOST_STEPS
+    return min(most, steps) if steps >= _LEAST_STEPS else 0
 
 
 def tune_layer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class _Values:
         values = np.concatenate(runs)[self.first : self.first + self.count]
         if f"{self.name}.columns" in self.arrays.places:
             values *= self.arrays.read(f"{self.name}.columns")
+        if f"{self.name}.order" in self.arrays.places:
+            values = values[:, np.argsort(self.arrays.read(f"{self.name}.order"))]
         return torch.from_numpy(values)
 
 
@@ -97,7 +99,7 @@ def _cut(matrix: QuantizedMatrix, start: int, stop: int) -> QuantizedMatrix:
         if low < high:
             parts.append(segment.rows_between(low, high))
         base += segment.rows
-    return QuantizedMatrix(tuple(parts), matrix.column_scale)
+    return replace(matrix, segments=tuple(parts))
 
 
 def _portable(arrays: _Arrays, name: str, run: int) -> PortableRows:

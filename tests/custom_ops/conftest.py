@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ Probe = Callable[..., None]
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 TARGET = TARGETS_BY_NAME[buildable_host()]
-ISAS = (emulated.ISA,) if emulated.ROOT else tuple(TARGET.isas)
+ISAS = emulated.ISAS if emulated.ROOT else tuple(TARGET.isas)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -84,5 +85,5 @@ def probe(isa: str, tmp_path_factory: pytest.TempPathFactory) -> Probe:
     units = [Unit(Path(__file__).parent / "probe.cc", isa), Unit(memory, isa)]
     folder = tmp_path_factory.mktemp("probe")
     path = compile_units(target, units, folder, cache_dir() / "kernels" / "zig")
-    call_native = emulated.call_native if emulated.ROOT else arm64_worker.call_native
+    call_native = partial(emulated.call_native, isa) if emulated.ROOT else arm64_worker.call_native
     return lambda name, *arguments: call_native(str(path), f"probe_{name}", arguments)

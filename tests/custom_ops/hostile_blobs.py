@@ -2,7 +2,7 @@
 
     python -m tests.custom_ops.hostile_blobs LIBRARY ISA
 
-Each blob ends where memory that may not be read begins, so that not a byte beyond it is.
+Each blob, and x, ends where memory that may not be read begins, so that not a byte beyond it is.
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ class Fenced:
         return np.frombuffer(self._memory, np.uint8, len(data), at)
 
 
-def _blob(rng: np.random.Generator, rows: int, columns: int, stack: int = 1) -> Array:
+def _blob(
+    rng: np.random.Generator, rows: int, columns: int, stack: int = 1, ordered: bool = True
+) -> Array:
     bits = (int(rng.choice([2, 3, 4, 5, 6])), int(rng.choice([2, 3, 4, 5, 6, 8])))
     first = rows // 3
     options = {"zeros": bool(rng.integers(2)), "kind": int(rng.integers(3)), "outliers": 0.05}
+    options["column_order"] = ordered and bool(rng.integers(2))
     segments = [(first, bits[0]), (rows - first, bits[1])]
     return pack([random_matrix(rng, segments, columns, 32, **options) for _ in range(stack)])
 
@@ -69,7 +72,7 @@ def _attention(rng: np.random.Generator) -> tuple[Inputs, tuple[str, ...]]:
         "query": rng.standard_normal((1, seq, 2 * 16), np.float32),
         "latent": rng.standard_normal((1, seq, 40), np.float32),
         "key_rope": rng.standard_normal((1, seq, 8), np.float32),
-        "up": _blob(rng, 2 * 17, 40),
+        "up": _blob(rng, 2 * 17, 40, ordered=False),
         "cache": np.zeros((1, 64, 48), np.float32),
         "table": np.zeros((1, 1), np.int64),
         "start": np.full(1, 3),
@@ -104,17 +107,19 @@ DRAWS: Mapping[str, tuple[Draw, Mapping[str, int | float | str]]] = {
 
 
 def damaged(rng: np.random.Generator, blob: Array) -> bytes:
-    """Some bytes changed, at times in the header, or the end cut off."""
+    """Some bytes changed, at times in the header or what is said of columns, or the end cut off."""
     data = bytearray(blob.tobytes())
+    columns = int.from_bytes(data[16:20], "little")
     if rng.random() < 0.1:
         return bytes(data[: rng.integers(0, len(data) + 1)])
     for _ in range(int(rng.integers(1, 9))):
-        end = len(data) if rng.random() < 0.8 else 128
+        end = int(rng.choice([128, 512, len(data)], p=[0.15, 0.25, 0.6]))
         if rng.random() < 0.5:
             data[rng.integers(0, end)] = rng.integers(0, 256)
         else:
             at = int(rng.integers(0, end // 4)) * 4
-            value = int(rng.choice([0, 1, 2**16, 2**31, 2**32 - 1, rng.integers(0, 2**32)]))
+            values = [0, 1, columns, 2**16, 2**31, 2**32 - 1, rng.integers(0, 2**32)]
+            value = int(rng.choice(values))
             data[at : at + 4] = value.to_bytes(4, "little")
     return bytes(data)
 
@@ -134,6 +139,9 @@ def run(op: str, library: Library, isa: str) -> None:
         inputs, weights = draw(rng)
         session = SingleOp(op, inputs, attributes, symbolic=weights).session(library, isa)
         session.run(None, inputs)
+        if (x := inputs.get("x")) is not None:
+            fenced = Fenced(x.nbytes).array(x.tobytes())
+            inputs["x"] = fenced.view(x.dtype).reshape(x.shape)
         for _ in range(TRIALS // 8):
             name = str(rng.choice(weights))
             data = damaged(rng, inputs[name])

@@ -75,6 +75,7 @@ def random_matrix(
     block: int = 32,
     *,
     column_scale: bool = False,
+    column_order: bool = False,
     exact: bool = False,
     **options: Any,
 ) -> QuantizedMatrix:
@@ -86,4 +87,5 @@ def random_matrix(
     if column_scale:
         drawn = rng.uniform(0.5, 2, columns)
         scale = to_bfloat16(np.exp2(np.round(np.log2(drawn))) if exact else drawn)
-    return QuantizedMatrix(rows, scale)
+    order = rng.permutation(columns) if column_order else None
+    return QuantizedMatrix(rows, scale, order)

@@ -25,30 +25,46 @@ class MakeUp:
     outliers: float | None = None
     half: bool = False
     column_scale: bool = False
+    column_order: bool = False
     exact: bool = False
 
 
 MAKE_UPS = (
     MakeUp(),
     MakeUp(kind=1, column_scale=True),
-    MakeUp(kind=2, zeros=True),
+    MakeUp(kind=2, zeros=True, column_order=True),
     MakeUp(outliers=0.01),
     MakeUp(zeros=True, outliers=0.15, half=True),
-    MakeUp(kind=1, outliers=0.03, column_scale=True),
+    MakeUp(kind=1, outliers=0.03, column_scale=True, column_order=True),
     MakeUp(half=True, zeros=True, column_scale=True),
 )
 
 
-def exact_x(rng: np.random.Generator, rows: int, columns: int, block: int) -> Array:
-    """Whole numbers whose blocks each have a 127: what they are quantised to is themselves."""
-    x = rng.integers(-127, 128, (rows, columns)).astype(np.float32)
-    x[:, ::block] = rng.choice([-127, 127], (rows, -(-columns // block)))
+def exact_x(rng: np.random.Generator, rows: int, matrix: QuantizedMatrix) -> Array:
+    """What stored columns are multiplied with are whole numbers, and a 127 in each block: they are
+    quantised to themselves. Column scales have to be powers of two."""
+    stored = rng.integers(-127, 128, (rows, matrix.columns)).astype(np.float32)
+    firsts = stored[:, :: matrix.block]
+    firsts[:] = rng.choice([-127, 127], firsts.shape)
+    if matrix.column_scale is not None:
+        stored /= matrix.column_scale
+    if matrix.column_order is None:
+        return stored
+    x = np.empty_like(stored)
+    x[:, matrix.column_order] = stored
     return x
+
+
+def stored_x(x: Array, matrix: QuantizedMatrix) -> Array:
+    """What the columns that a matrix stores are multiplied with."""
+    if matrix.column_order is not None:
+        x = x[:, matrix.column_order]
+    return x if matrix.column_scale is None else x * matrix.column_scale
 
 
 def terms(x: Array, matrix: QuantizedMatrix) -> tuple[Array, Array]:
     """In float64: what each output is, and the sum of the magnitudes that make it up."""
-    scaled = x if matrix.column_scale is None else x * matrix.column_scale
+    scaled = stored_x(x, matrix)
     whole, scales = (
         a.numpy().astype(np.float64) for a in quantise_rows(torch.from_numpy(scaled), matrix.block)
     )

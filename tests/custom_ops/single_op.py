@@ -84,8 +84,8 @@ class SingleOp:
     ) -> ort.InferenceSession | emulated.Session:
         """With a library the body is left out, so that nothing but the kernel can have run."""
         serialized = self.serialized(library)
-        if isa == emulated.ISA and library is not None and emulated.ROOT:
-            return emulated.open_session(self.name, serialized, library, self.folder, threads)
+        if isa is not None and library is not None and emulated.ROOT:
+            return emulated.open_session(self.name, serialized, library, isa, self.folder, threads)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4

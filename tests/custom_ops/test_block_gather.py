@@ -38,6 +38,7 @@ def matrices(bits: int) -> list[QuantizedMatrix]:
             columns,
             block,
             column_scale=column_scale,
+            column_order=kind == bits % 3,
             kind=kind,
             zeros=zeros,
             outliers=outliers,
@@ -46,7 +47,8 @@ def matrices(bits: int) -> list[QuantizedMatrix]:
         for (rows, columns, block), (zeros, outliers, column_scale, kind), half in cases
     ]
     others = [(19, bits), (1, WIDTHS[bits % 3]), (48, 8), (7, 3)]
-    segments = random_matrix(rng, others, 200, 64, outliers=0.1, column_scale=True)
+    of_columns = {"column_scale": True, "column_order": True}
+    segments = random_matrix(rng, others, 200, 64, outliers=0.1, **of_columns)
     crowded = random_matrix(rng, [(35, bits)], 97, 32, outliers=0.2, zeros=True)
     zeros = rng.integers(0, 256, (35, 4)).astype(np.uint8)  # imported ones may be any
     far = QuantizedMatrix((replace(crowded.segments[0], zeros=zeros, half=bits < 8),), None)
@@ -81,6 +83,16 @@ def test_an_id_that_does_not_exist_is_refused(wrong: int, library: Library, sing
     inputs = {"ids": np.array([[0, 39], [wrong, 1]]), "weight": pack([matrix])}
     with pytest.raises(InvalidArgument, match=rf"BlockGather: id 2 is {wrong}; .* rows 0 to 39"):
         single_op("BlockGather", inputs).run(library)
+
+
+def test_a_column_that_is_none_is_left_out(isa: str, library: Library, single_op: Op) -> None:
+    matrix = random_matrix(np.random.default_rng(1), [(40, 4)], 64, column_order=True)
+    blob, wanted = pack([matrix]), matrix.dequantised()
+    assert matrix.column_order is not None
+    blob[128:].view("<u4")[5] = 64  # the order begins the section
+    wanted[:, matrix.column_order[5]] = 0
+    op = single_op("BlockGather", {"ids": np.arange(40), "weight": blob})
+    np.testing.assert_array_equal(op.run(library, isa)[0], wanted)
 
 
 def test_a_stack_is_refused(library: Library, single_op: Op) -> None:

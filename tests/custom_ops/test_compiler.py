@@ -19,6 +19,7 @@ from edgewright.artifacts.errors import ToolchainError
 from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops import OPS, compiler
 from edgewright.custom_ops.compiler import TARGETS, Library, build, buildable_host
+from tests.custom_ops import emulated
 
 MAGIC = {"linux": b"\x7fELF", "macos": b"\xcf\xfa\xed\xfe", "windows": b"MZ"}
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
@@ -95,6 +96,17 @@ def test_the_library_names_an_instruction_set_it_has(library: Library) -> None:
     best = ctypes.CDLL(str(library.path)).edgewright_isa
     best.restype = ctypes.c_char_p
     assert best().decode() in compiler.TARGETS_BY_NAME[buildable_host()].isas
+
+
+@pytest.mark.skipif(not emulated.ROOT, reason="another machine has but one processor")
+def test_each_processor_gets_the_best_instruction_set_it_has(isa: str, library: Library) -> None:
+    assert emulated.best_isa(isa, library) == isa
+
+
+def test_kernels_that_multiply_bytes_are_found_by_what_they_include() -> None:
+    names = {spec.name for spec in compiler.compiled_for("neon_dot")}
+    assert names == {"BlockMatMul", "GatedMatMul", "RoutedExperts"}
+    assert len(compiler.compiled_for("neon")) == len(compiler.compiled_ops())
 
 
 def test_an_unknown_target_is_an_error_that_lists_the_known() -> None:

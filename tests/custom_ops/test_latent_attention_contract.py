@@ -98,10 +98,13 @@ def _arrays() -> dict[str, NDArray[Any]]:
     }
 
 
-def _packed(rows: int, columns: int, stack: int = 1, column_scale: bool = False) -> NDArray[Any]:
+def _packed(rows: int, columns: int, stack: int = 1, **of_columns: bool) -> NDArray[Any]:
     rng = np.random.default_rng(0)
-    draw = [(rows, 4)], columns
-    return pack([random_matrix(rng, *draw, column_scale=column_scale) for _ in range(stack)])
+    return pack([random_matrix(rng, [(rows, 4)], columns, **of_columns) for _ in range(stack)])
+
+
+WITH_SCALES = _packed(72, RANK, column_scale=True)
+WITH_AN_ORDER = _packed(72, RANK, column_order=True)
 
 
 ATTRIBUTES = {"num_heads": HEADS, "scale": 0.3, "window": 0}
@@ -134,7 +137,8 @@ BAD_INPUTS: dict[str, tuple[str, NDArray[Any], str]] = {
     "packed weight of another rank": ("up", _packed(72, 23), "23 columns; one of 24"),
     "packed weight of other heads": ("up", _packed(71, RANK), "71, not a multiple of num_heads"),
     "two packed weights": ("up", _packed(72, RANK, 2), "has 2 matrices of 24 columns; one"),
-    "packed weight with column scales": ("up", _packed(72, RANK, 1, True), "without column scales"),
+    "packed weight with column scales": ("up", WITH_SCALES, "with scales or an order; one of 24"),
+    "packed weight with a column order": ("up", WITH_AN_ORDER, "without scales or an order"),
     "no packed weight": ("up", np.zeros(640, np.uint8), "does not begin with EWPM"),
     "cache of another width": ("cache", np.zeros((5, 4, 29), FLOAT), "of cache is 29, not 30"),
     "no slots": ("cache", np.zeros((5, 0, 30), FLOAT), "is empty"),

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 Op = Callable[..., "SingleOp"]  # type: ignore[name-defined]  # noqa: F821 - from conftest.py
 Product = Callable[[Array, Array], Array]
 
-# Full tiles of 2, 4 and 7 rows and what is left over; from 128 on cut for two threads.
+# Full tiles of 2, 4, 6 and 7 rows and what is left over; from 128 on cut for two threads.
 X_ROWS = (8, 9, 13, 14, 31, 64, 130)
 # Both sides of a strip, of a pair of strips and of a group of eight.
 ROWS = (1, 16, 17, 47, 129, 150)
@@ -46,7 +46,7 @@ def test_powers_of_two_lose_nothing_and_equal_single_rows(bits: int, product: Pr
         rows, columns, block = (int(rng.choice(sizes)) for sizes in (ROWS, COLUMNS[:6], BLOCKS))
         options = vars(make_up) | {"exact": True, "column_scale": False}
         matrix = random_matrix(rng, [(rows, bits)], columns, block, **options)
-        x, blob = exact_x(rng, X_ROWS[i % 5], columns, block), pack([matrix])
+        x, blob = exact_x(rng, X_ROWS[i % 5], matrix), pack([matrix])
         found = product(x, blob)
         np.testing.assert_array_equal(found, terms(x, matrix)[0], str(make_up))
         for m in (0, len(x) // 2, len(x) - 1):
@@ -60,7 +60,7 @@ def test_every_shift_and_half_step(bits: int, product: Product) -> None:
         for half in {False, shift > 0}:
             options = {"shift": shift, "half": half, "outliers": 0.05, "exact": True}
             matrix = random_matrix(rng, [(33, bits)], 130, 64, **options)
-            x = exact_x(rng, 11, 130, 64)
+            x = exact_x(rng, 11, matrix)
             found = product(x, pack([matrix]))
             np.testing.assert_array_equal(found, terms(x, matrix)[0], f"{shift} {half}")
 

@@ -71,7 +71,7 @@ def test_powers_of_two_lose_nothing(bits: int, product: Product) -> None:
         rows, columns, block = (int(rng.choice(sizes)) for sizes in (ROWS, COLUMNS[4:], BLOCKS))
         options = vars(make_up) | {"exact": True, "column_scale": False}
         matrix = random_matrix(rng, [(rows, bits)], columns, block, **options)
-        x = exact_x(rng, 1 + 3 * i, columns, block)
+        x = exact_x(rng, 1 + 3 * i, matrix)
         expected = terms(x, matrix)[0]
         case = (make_up, rows, columns, block)
         np.testing.assert_array_equal(expected, expected.astype(np.float32), str(case))
@@ -132,7 +132,7 @@ def test_large_x_is_quantised_as_in_the_reference(product: Product) -> None:
     """Scales at both ends of float32, and values halfway between two integers."""
     rng = np.random.default_rng(7)
     matrix = random_matrix(rng, [(16, 8)], 128, 32, kind=2, exact=True)
-    x = exact_x(rng, 6, 128, 32)
+    x = exact_x(rng, 6, matrix)
     x[0] *= np.float32(2.0**110)
     x[1] *= np.float32(2.0**-100)
     x[2:4] = rng.integers(-254, 255, (2, 128)) / 2
@@ -189,6 +189,17 @@ def test_damaged_bytes_read_nothing_else(
                 assert "BlockMatMul: " in str(error)
                 refused += 1
     assert refused > 50
+
+
+def test_a_column_that_is_none_is_the_first(product: Product) -> None:
+    rng = np.random.default_rng(12)
+    matrix = random_matrix(rng, [(20, 3)], 100, 32, column_order=True, exact=True)
+    blob, order = pack([matrix]), matrix.column_order
+    assert order is not None
+    x = exact_x(rng, 3, matrix)
+    blob[128:].view("<u4")[70] = 100  # the order begins the section
+    order[70] = 0
+    np.testing.assert_array_equal(product(x, blob), terms(x, matrix)[0])
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from edgewright.custom_ops.torch_ops import (
     routed_experts,
 )
 from tests.custom_ops.packed_cases import random_matrix
+from tests.custom_ops.packed_products import exact_x, stored_x
 from tests.custom_ops.test_latent_attention import Case, Sizes
 
 Array = NDArray[Any]
@@ -61,27 +62,18 @@ def matrices(bits: int, block: int, exact: bool) -> Iterator[QuantizedMatrix]:
             zeros=zeros,
             outliers=outliers,
             column_scale=scaled,
+            column_order=i % 4 < 2,
             half=i % 3 == 0,
             exact=exact,
         )
 
 
-def whole_x(rng: np.random.Generator, m: int, matrix: QuantizedMatrix) -> Array:
-    """x that is quantised without any rounding: each block has a 127, or a -127."""
-    x = rng.integers(-127, 128, (m, matrix.columns))
-    x[:, :: matrix.block] = rng.choice([-127, 127], x[:, :: matrix.block].shape)
-    scale = 1 if matrix.column_scale is None else matrix.column_scale
-    return (x / scale).astype(np.float32)
-
-
 def rounded(x: Array, matrix: QuantizedMatrix) -> Array:
-    """x as the int8 of its blocks stand for it, in float64, times the column scales."""
-    result = np.zeros(x.shape)
+    """What stored columns are multiplied with, as int8 stand for it, in float64."""
+    result, stored = np.zeros(x.shape), stored_x(x, matrix)
     for m, first in itertools.product(range(len(x)), range(0, x.shape[1], matrix.block)):
         own = slice(first, first + matrix.block)
-        values = x[m, own]
-        if matrix.column_scale is not None:
-            values = values * matrix.column_scale[own]
+        values = stored[m, own]
         peak = np.abs(values).max()
         if not np.isfinite(values).all():
             result[m] = np.nan
@@ -91,7 +83,7 @@ def rounded(x: Array, matrix: QuantizedMatrix) -> Array:
     return result
 
 
-def without_column_scale(matrix: QuantizedMatrix) -> Array:
+def stored_weight(matrix: QuantizedMatrix) -> Array:
     return QuantizedMatrix(matrix.segments).dequantised().astype(np.float64)
 
 
@@ -109,7 +101,7 @@ def test_reference_is_the_definition(bits: int) -> None:
         x = rng.standard_normal((4, matrix.columns)).astype(np.float32)
         x[1] *= np.float32(1e-20)
         x[2] = 0
-        exact, weight = rounded(x, matrix), without_column_scale(matrix)
+        exact, weight = rounded(x, matrix), stored_weight(matrix)
         found = packed_product(torch.from_numpy(x), matrix).numpy()
         error = np.abs(found - exact @ weight.T)
         assert (error <= bound(exact, weight)).all()
@@ -137,7 +129,7 @@ def test_body_equals_reference(bits: int, block: int, single_op: Op, bodies: Bod
     """Bit by bit where no scale rounds. A stored weight lets ONNX Runtime compute ahead."""
     rng = np.random.default_rng(bits)
     for i, matrix in enumerate(matrices(bits, block, exact=True)):
-        x = whole_x(rng, ROWS[i % len(ROWS)], matrix)
+        x = exact_x(rng, ROWS[i % len(ROWS)], matrix)
         blob = pack([matrix])
         found = bodies("BlockMatMul", x, blob)
         if i == bits:
@@ -145,8 +137,7 @@ def test_body_equals_reference(bits: int, block: int, single_op: Op, bodies: Bod
             np.testing.assert_array_equal(op.run(None)[0], found)
         expected = block_matmul(torch.from_numpy(x), torch.from_numpy(blob)).numpy()
         np.testing.assert_array_equal(found, expected)
-        scale = 1 if matrix.column_scale is None else matrix.column_scale
-        plain = (x * scale).astype(np.float64) @ without_column_scale(matrix).T
+        plain = stored_x(x, matrix).astype(np.float64) @ stored_weight(matrix).T
         np.testing.assert_array_equal(found, plain)
 
 
@@ -160,12 +151,13 @@ def test_body_of_several_segments_and_slabs(single_op: Op) -> None:
                 rng, [(13 + 9 * i, bits)], columns, 128, kind=i % 3, zeros=i % 2 == 1, outliers=0.01
             )
             segments += part.segments
-        matrix = QuantizedMatrix(segments, to_bfloat16(rng.uniform(0.5, 2, columns)))
+        scale = to_bfloat16(rng.uniform(0.5, 2, columns))
+        matrix = QuantizedMatrix(segments, scale, rng.permutation(columns))
         x = rng.standard_normal((m, columns)).astype(np.float32)
         blob = pack([matrix])
         op = single_op("BlockMatMul", {"x": x, "weight": blob}, stored=("weight",), symbolic=("x",))
         (found,) = op.run(None)
-        exact, weight = rounded(x, matrix), without_column_scale(matrix)
+        exact, weight = rounded(x, matrix), stored_weight(matrix)
         assert (np.abs(found - exact @ weight.T) <= bound(exact, weight)).all()
         ids = rng.integers(0, matrix.rows, (3, 11))
         gather = single_op("BlockGather", {"ids": ids, "weight": blob}, stored=("weight",))
@@ -250,7 +242,8 @@ def i_of(bits: int) -> int:
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 def test_gated(activation: str, single_op: Op) -> None:
     rng = np.random.default_rng(4)
-    matrix = random_matrix(rng, [(20, 5), (14, 3)], 70, outliers=0.02, column_scale=True)
+    make_up = {"outliers": 0.02, "column_scale": True, "column_order": True}
+    matrix = random_matrix(rng, [(20, 5), (14, 3)], 70, **make_up)
     blob = pack([matrix])
     x = (rng.standard_normal((2, 3, 70)) / 20).astype(np.float32)
     given = {"activation": activation}
@@ -270,6 +263,7 @@ def test_experts(activation: str, tokens: int, single_op: Op) -> None:
 
     def stack(rows: int, columns: int, bits: int) -> Array:
         options: dict[str, Any] = {"outliers": 0.02, "column_scale": bits == 4}
+        options["column_order"] = bits != 3
         make = [random_matrix(rng, [(rows, bits)], columns, **options) for _ in range(experts)]
         return pack(make)
 
@@ -300,7 +294,8 @@ def test_latent_attention(bits: int, single_op: Op) -> None:
     case = Case(sizes, seq=4, start=(0, 9), length=(4, 3))
     given = case.arrays()
     rng = np.random.default_rng(bits)
-    matrix = random_matrix(rng, [(20, bits), (31, 3)], sizes.rank, outliers=0.02, zeros=True)
+    make_up = {"outliers": 0.02, "zeros": True, "column_order": bits == 5}
+    matrix = random_matrix(rng, [(20, bits), (31, 3)], sizes.rank, **make_up)
     assert matrix.rows == sizes.heads * (sizes.nope + sizes.value)
     packed = {**given, "up": pack([matrix])}
     plain = {**given, "up": matrix.dequantised()}

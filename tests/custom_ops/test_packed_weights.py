@@ -46,6 +46,7 @@ def same(a: QuantizedMatrix, b: QuantizedMatrix) -> None:
             else:
                 np.testing.assert_array_equal(one, other, err_msg=field.name)
     np.testing.assert_array_equal(a.column_scale, b.column_scale)
+    np.testing.assert_array_equal(a.column_order, b.column_order)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -53,8 +54,8 @@ def same(a: QuantizedMatrix, b: QuantizedMatrix) -> None:
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_round_trip(bits: int, block: int, kind: int) -> None:
     rng = np.random.default_rng(bits)
-    makes = itertools.product([False, True], [None, 0.05], [False, True], [1, 3])
-    for size, (zeros, outliers, column_scale, stack) in zip(
+    makes = itertools.product([False, True], [None, 0.05], [False, True], [False, True], [1, 3])
+    for size, (zeros, outliers, column_scale, column_order, stack) in zip(
         itertools.cycle(SIZES), makes, strict=False
     ):
         rows, columns = size
@@ -68,6 +69,7 @@ def test_round_trip(bits: int, block: int, kind: int) -> None:
                 zeros=zeros,
                 outliers=outliers,
                 column_scale=column_scale,
+                column_order=column_order,
                 half=rows % 2 == 0,
             )
             for _ in range(stack)
@@ -83,7 +85,8 @@ def test_round_trip(bits: int, block: int, kind: int) -> None:
         size_of_blob = packed_bytes(
             rows, columns, block, bits, outliers=count, stack=stack, **options
         )
-        assert blob.size == size_of_blob
+        orders = stack * (-(-4 * columns // 64) * 64) if column_order else 0
+        assert blob.size == size_of_blob + orders
 
 
 def test_segments_of_every_width_and_kind() -> None:
@@ -175,6 +178,22 @@ def test_golden_bytes() -> None:
 GOLDEN = "ee6206a2f4375288ce757a648d5f3f5094803698d68f7b645b591940ed8ee24d"
 
 
+@pytest.mark.parametrize("scale", [None, np.ones(70, np.float32)])
+def test_a_column_order_lies_before_the_codes(scale: Array | None) -> None:
+    rows = tuple(valid(zeros=True, outliers=0.1) for _ in range(2))
+    stack = [QuantizedMatrix(rows, scale)] * 3
+    plain = pack(stack)
+    orders = [np.random.default_rng(i).permutation(70) for i in range(3)]
+    blob = pack([dataclasses.replace(stack[0], column_order=order) for order in orders])
+    step, at = read_layout(plain).section_bytes, 0 if scale is None else 192
+    sections = blob[128 : 128 + 3 * (step + 320)].reshape(3, step + 320)
+    for section, order in zip(sections, orders, strict=True):
+        np.testing.assert_array_equal(section[at : at + 280].view("<u4"), order)
+    left = np.delete(sections, np.s_[at : at + 320], axis=1)
+    np.testing.assert_array_equal(left.reshape(-1), plain[128 : 128 + 3 * step])
+    np.testing.assert_array_equal(blob[128 + sections.size :], plain[128 + left.size :])
+
+
 def test_dequantised_values() -> None:
     rng = np.random.default_rng(1)
     for bits, kind, zeros in itertools.product(WIDTHS, (0, 1, 2), (False, True)):
@@ -186,9 +205,12 @@ def test_dequantised_values() -> None:
             zeros=zeros,
             outliers=0.1,
             column_scale=True,
+            column_order=zeros,
             half=kind == 1,
         )
         found = matrix.dequantised()
+        if matrix.column_order is not None:
+            found = found[:, matrix.column_order]
         first = 0
         for rows in matrix.segments:
             extra = np.zeros((rows.rows, 70))
@@ -278,6 +300,11 @@ def test_matrices_that_cannot_be_packed() -> None:
         )
     with pytest.raises(ExportError, match="column scale"):
         pack([QuantizedMatrix((valid(),), np.ones(69, np.float32))])
+    for order in (np.arange(69), np.arange(1, 71), np.zeros(70, np.int64)):
+        with pytest.raises(ExportError, match="column order that is no permutation of 70"):
+            pack([QuantizedMatrix((valid(),), None, order)])
+    with pytest.raises(ExportError, match="differ in their make-up"):
+        pack([QuantizedMatrix((valid(),), None, order) for order in (None, ORDER)])
     with pytest.raises(ExportError, match="ask for fewer"):
         pack([QuantizedMatrix((valid(outliers=0.5),))])
     with pytest.raises(ExportError, match="not 1 to 64"):
@@ -292,8 +319,10 @@ def put(at: int, kind: str, value: int) -> Any:
     return change
 
 
-BASE = 128  # of the only section, whose column scales take 192 bytes
-CODES = BASE + 192
+ORDER = np.arange(70)[::-1]
+BASE = 128  # of the only section, whose column scales take 192 bytes, their order 320
+ORDERED = BASE + 192
+CODES = ORDERED + 320
 META = CODES + 2 * 3 * 64 * 4
 META_BYTES = 32 + 2 * 3 * 16 + 8
 WRONG_BYTES: dict[str, tuple[str, Any]] = {
@@ -307,8 +336,9 @@ WRONG_BYTES: dict[str, tuple[str, Any]] = {
     "other block": ("parts take", put(20, "<I", 64)),
     "no segments": ("0 segments", put(24, "<I", 0)),
     "many segments": ("65 segments", put(24, "<I", 65)),
-    "flags": ("version 1 leaves zero", put(28, "<I", 7)),
-    "no outlier flag": ("has no flag", put(28, "<I", 1)),
+    "flags": ("version 1 leaves zero", put(28, "<I", 15)),
+    "no outlier flag": ("has no flag", put(28, "<I", 5)),
+    "no order flag": ("parts take", put(28, "<I", 3)),
     "total": ("header says", put(32, "<Q", 1 << 60)),
     "outliers": ("parts take", put(40, "<Q", 1 << 62)),
     "one outlier less": ("fills its padding", put(40, "<Q", 139)),
@@ -324,6 +354,10 @@ WRONG_BYTES: dict[str, tuple[str, Any]] = {
     "header padding": ("fills its padding", put(100, "<B", 1)),
     "column scale": ("column scale that is not finite", put(BASE, "<H", 0x7F80)),
     "column padding": ("fills its padding", put(BASE + 142, "<B", 1)),
+    "column of none": ("no permutation", put(ORDERED + 8, "<I", 70)),
+    "column of none by far": ("no permutation", put(ORDERED, "<I", 1 << 31)),
+    "column twice": ("no permutation", put(ORDERED + 8, "<I", 68)),
+    "order padding": ("fills its padding", put(ORDERED + 280, "<B", 1)),
     "row padding": ("fills its padding", put(CODES + 3 * 256 + 60, "<B", 0)),
     "code padding": ("fills its padding", put(CODES + 2 * 256 + 64 + 2, "<B", 0)),
     "row scale": ("row scale that is not finite", put(META, "<H", 0xFFFF)),
@@ -346,7 +380,7 @@ WRONG_BYTES: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("name", WRONG_BYTES)
 def test_malformed_blobs_are_refused(name: str) -> None:
     message, change = WRONG_BYTES[name]
-    matrix = QuantizedMatrix((valid(zeros=True, outliers=0.1),), np.ones(70, np.float32))
+    matrix = QuantizedMatrix((valid(zeros=True, outliers=0.1),), np.ones(70, np.float32), ORDER)
     blob = pack([matrix])
     assert read_layout(blob).outliers == 140 and blob.size == META + 320 + 320
     with pytest.raises(PackageError, match=message):
@@ -367,7 +401,8 @@ def test_outliers_in_padding_or_twice_are_refused() -> None:
 def test_a_changed_byte_is_refused_or_read() -> None:
     """Whatever a byte becomes, no other error and no other way to write the same matrix."""
     rng = np.random.default_rng(5)
-    blob = pack([random_matrix(rng, [(17, 3), (2, 8)], 70, outliers=0.1, column_scale=True)])
+    make_up = {"outliers": 0.1, "column_scale": True, "column_order": True}
+    blob = pack([random_matrix(rng, [(17, 3), (2, 8)], 70, **make_up)])
     for at in range(0, blob.size, 3):
         changed = blob.copy()
         changed[at] ^= rng.integers(1, 256)

@@ -111,10 +111,21 @@ def test_body_equals_reference_and_kernel(
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+# What gate, up and down of some bits say of their columns.
+OF_COLUMNS = {
+    3: ("scale", "", ""),
+    4: ("", "", "order"),
+    5: ("scale", "scale", "scale, order"),
+    6: ("order", "order", ""),
+    8: ("", "order", ""),
+}
+
+
 def packed_stack(
-    rng: np.random.Generator, shape: tuple[int, int, int], bits: int, column_scale: bool
+    rng: np.random.Generator, shape: tuple[int, int, int], bits: int, of_columns: str = ""
 ) -> Array:
-    """Two segments, where there are rows for them, of values of about the size of `inputs`'."""
+    """Two segments, where there are rows for them, of values of about the size of `inputs`'.
+    `of_columns`: "scale", "order" or both."""
     experts, rows, columns = shape
     segments = [(rows // 3, WIDTHS[(bits + 1) % 6]), (rows - rows // 3, bits)]
     block = (32, 64, 128)[bits % 3]
@@ -125,7 +136,8 @@ def packed_stack(
                 [segment for segment in segments if segment[0]],
                 columns,
                 block,
-                column_scale=column_scale,
+                column_scale="scale" in of_columns,
+                column_order="order" in of_columns,
                 outliers=0.02,
                 exact=True,
             )
@@ -143,10 +155,12 @@ def packed_inputs(
     whole = rng.integers(-127, 128, (tokens, width))
     whole[:, ::32] = 127
     given["x"] = (whole / 2**15).astype(np.float32)
-    given["gate"] = packed_stack(rng, (experts, inner, width), bits, bits in (3, 5))
-    given["up"] = packed_stack(rng, (experts, inner, width), bits, bits == 5)
+    into, out_of = (experts, inner, width), (experts, width, inner)
     other = WIDTHS[WIDTHS.index(bits) - 1]
-    given["down"] = packed_stack(rng, (experts, width, inner), other, bits in (4, 5))
+    gate, up, down = OF_COLUMNS.get(bits, ("", "", ""))
+    given["gate"] = packed_stack(rng, into, bits, gate)
+    given["up"] = packed_stack(rng, into, bits, up)
+    given["down"] = packed_stack(rng, out_of, other, down)
     return given
 
 
@@ -196,7 +210,7 @@ def test_packed_experts_of_another_shape_are_refused(library: Library, single_op
     rng = np.random.default_rng(8)
     given = packed_inputs(rng, SIZES[2], 3, 3)
     for name, shape in (("up", (6, 32, 40)), ("gate", (5, 33, 40)), ("down", (6, 40, 34))):
-        wrong = {**given, name: packed_stack(rng, shape, 4, False)}
+        wrong = {**given, name: packed_stack(rng, shape, 4)}
         with pytest.raises(InvalidArgument, match=r"RoutedExperts: (up|down) has to be"):
             single_op("RoutedExperts", wrong, ATTRIBUTES[0]).run(library)
 

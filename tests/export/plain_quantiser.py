@@ -31,6 +31,7 @@ class Plain:
     zeros: bool = False
     outliers: bool = False
     column_scale: bool = False
+    column_order: bool = False
 
     def quantize_model(
         self, model: LazyModel, plan: Sequence[WeightGroup], *_: object
@@ -40,18 +41,21 @@ class Plain:
     def quantised(self, model: LazyModel, group: WeightGroup) -> PlainGroup:
         """The members' rows one after the other, in a segment each; each expert in a matrix."""
         experts, _, columns = group.shape
-        scale = None
+        scale = order = None
         if self.column_scale and group.kind in ("matmul", "experts"):
             scale = to_bfloat16(np.linspace(0.5, 2.0, columns, dtype=np.float32))
         stack, widths = [], []
         for expert in range(experts):
             segments = []
+            if self.column_order and group.kind != "latent_up":
+                order = np.random.default_rng(expert).permutation(columns)
             for i, (name, rows) in enumerate(zip(group.names, group.rows, strict=True)):
                 weight = model.weights[name].read().float().numpy().reshape(experts, rows, columns)
-                values = weight[expert] if scale is None else weight[expert] / scale
+                values = weight[expert] if order is None else weight[expert][:, order]
+                values = values if scale is None else values / scale
                 widths.append(self.bits[i % len(self.bits)])
                 segments.append(self.rounded(values, widths[-1]))
-            stack.append(QuantizedMatrix(tuple(segments), scale))
+            stack.append(QuantizedMatrix(tuple(segments), scale, order))
         return PlainGroup(pack(stack).tobytes(), tuple(sorted(set(widths))))
 
     def rounded(self, weight: Float32, bits: int) -> QuantizedRows:

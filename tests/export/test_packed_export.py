@@ -96,8 +96,8 @@ MODELS = [
     ("llama", PLAIN),
     ("llama-biased-tied", Plain((3, 4), outliers=True)),
     ("llama-gelu", Plain((4,), block=32, zeros=True)),
-    ("phi3", Plain((5, 6, 8), column_scale=True)),
-    ("mixtral", Plain((3,), outliers=True)),
+    ("phi3", Plain((5, 6, 8), column_scale=True, column_order=True)),
+    ("mixtral", Plain((3,), outliers=True, column_order=True)),
     ("gpt-oss", Plain((4,), zeros=True)),
     ("deepseek-v3", PLAIN),
     ("mamba2", Plain((2, 3), block=128)),
@@ -121,7 +121,8 @@ def test_a_packed_package_is_what_pytorch_makes_of_its_weights(
 
 
 def test_without_kernels_the_bodies_give_the_same(exported: Exported, tmp_path: Path) -> None:
-    package = exported("deepseek-v3", Plain((3, 4), outliers=True), targets=())
+    plain = Plain((3, 4), outliers=True, column_order=True)
+    package = exported("deepseek-v3", plain, targets=())
     checkpoint = _checkpoint(tmp_path, "deepseek-v3")
     report = validate(package.root, checkpoint, prompt_tokens=(9,), greedy_tokens=2)
     assert report.passed and report.kernels == "portable", report.render()
@@ -131,7 +132,8 @@ def test_without_kernels_the_bodies_give_the_same(exported: Exported, tmp_path: 
     ("name", "plain", "dtypes"),
     [
         ("llama-biased-tied", Plain((2, 3)), ("int2", "int4", "float32")),
-        ("llama", Plain((4,), zeros=True, column_scale=True), ("int4",)),
+        ("llama-biased-tied", Plain((4,), column_order=True), ("int4", "float32")),
+        ("llama", Plain((4,), zeros=True, column_scale=True, column_order=True), ("int4",)),
         ("llama", Plain((3,), outliers=True), ("int3", "int8")),
         ("mixtral", Plain((4,)), ("int4", "float32")),
     ],

@@ -105,17 +105,27 @@ def test_codes_are_the_values(n: int, k: int, size: int, tmp_path: Path) -> None
     )
 
 
-def test_columns_quantised_out_of_order_come_in_order(tmp_path: Path) -> None:
-    matrix = Matrix(16, 256, 64)
-    shuffle = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(("k", "size"), [(256, 64), (144, 128), (320, 32)])
+def test_columns_quantised_out_of_order_come_in_order(k: int, size: int, tmp_path: Path) -> None:
+    matrix = Matrix(16, k, size)
+    shuffle = torch.randperm(k, generator=torch.Generator().manual_seed(1))
     matrix.group_of = matrix.group_of[shuffle]
-    settings = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": size, "desc_act": True}
     weight = checkpoint(tmp_path, gptq(matrix), **settings).tensors["x.weight"]
     torch.testing.assert_close(weight.read(), matrix.values, rtol=0, atol=0)
     codes = stored_codes(weight)
     assert codes is not None and codes[0].order is not None
     found = torch.from_numpy(codes[0].read(0, 16).dequantised())
     torch.testing.assert_close(found, matrix.values[:, codes[0].order], rtol=0, atol=0)
+
+
+def test_groups_of_uneven_size_leave_plain_values(tmp_path: Path) -> None:
+    matrix = Matrix(16, 256, 64)
+    matrix.group_of[:3] = torch.tensor([1, 0, 2])
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}
+    weight = checkpoint(tmp_path, gptq(matrix), **settings).tensors["x.weight"]
+    torch.testing.assert_close(weight.read(), matrix.values, rtol=0, atol=0)
+    assert stored_codes(weight) is None
 
 
 def test_slices_joins_and_stacks_keep_their_codes(tmp_path: Path) -> None:

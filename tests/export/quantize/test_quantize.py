@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from edgewright.artifacts.errors import EdgewrightError, ExportError
 from edgewright.custom_ops.packed_weights import unpack
 from edgewright.export.quantize import quantize as module
 from edgewright.export.quantize import tune
 from edgewright.export.quantize.groups import values_of
+from edgewright.export.quantize.made_up import made_up_text
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.quantize import Quantized, quantize_model
+from edgewright.export.quantize.stream import LayerStream
 from edgewright.export.quantize.tuned import TunedMatrix
 
 
@@ -87,6 +91,30 @@ def test_the_same_seed_gives_the_same_bytes(opened: Callable, text: Path, tmp_pa
     assert twice[0] == twice[1]
 
 
+def test_without_text_a_model_makes_up_its_own(opened: Callable, tmp_path: Path) -> None:
+    model, _ = opened("llama-biased-tied")
+    first, again = (made_up_text(model, 512, 3, lambda *_: None) for _ in range(2))
+    other = made_up_text(model, 512, 4, lambda *_: None)
+    assert first is not None and again is not None and other is not None
+    assert first.sha256 == again.sha256 != other.sha256
+    assert first.sample.numel() == 512
+    # What it expects of itself is likelier than what anybody would put there.
+    stream = LayerStream(model)
+    stream.hold()
+
+    def loss(ids: Tensor) -> float:
+        x = stream.embed(ids)
+        for index in range(len(stream)):
+            x = stream.run_layer(index, x, None)
+        found = cross_entropy(stream.logits(x)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        return float(found)
+
+    anything = torch.randint(model.config.vocab_size, first.sample.shape)
+    assert loss(first.sample) < 0.9 * loss(anything)
+    found = quantized(opened, "llama-biased-tied", tmp_path, tokens=512)
+    assert found.tokens == 512 and found.method.endswith("on text it made up")
+
+
 def test_tuning_begins_with_what_was_quantised(
     opened: Callable, text: Path, tmp_path: Path
 ) -> None:
@@ -100,7 +128,10 @@ def test_tuning_begins_with_what_was_quantised(
         assert np.allclose(tuned.value().numpy(), matrix.dequantised(), atol=1e-6)
 
 
-def test_weights_that_are_not_finite_are_refused(opened: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["nothing", "text", "rounding"])
+def test_weights_that_are_not_finite_are_refused(
+    given: str, opened: Callable, text: Path, tmp_path: Path
+) -> None:
     from edgewright.model.lazy import constant
 
     model, plan = opened("llama")
@@ -109,7 +140,13 @@ def test_weights_that_are_not_finite_are_refused(opened: Callable, tmp_path: Pat
     model.weights[name] = constant(torch.full(kept.shape, float("nan")), name)
     try:
         with pytest.raises(ExportError, match=r"not finite"):
-            quantized(opened, "llama", tmp_path)
+            quantized(
+                opened,
+                "llama",
+                tmp_path,
+                method="rtn" if given == "rounding" else "auto",
+                text=text if given == "text" else None,
+            )
     finally:
         model.weights[name] = kept
 
