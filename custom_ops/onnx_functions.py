@@ -25,6 +25,7 @@ def function_for(name: str, overload: str = "") -> ir.Function:
         model = ir.Model(function.graph, ir_version=10, functions=list(called.values()))
         InlinePass()(model)
         NameFixPass()(model)
+        _share_constants(function.graph, {})
     return ir.Function(
         DOMAIN, name, overload, graph=function.graph, attributes=function.attributes.values()
     )
@@ -70,6 +71,28 @@ def _keep_literals(function: ir.Function) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
             assert node.graph is not None
             node.graph.remove(node, safe=True)
+
+
+def _share_constants(graph: ir.Graph, around: dict[bytes, ir.Value]) -> None:
+    """What is inlined brings its own constants, and ONNX Runtime makes each a tensor."""
+    known = dict(around)
+    for node in list(graph):
+        if node.op_type != "Constant" or any(a.is_ref() for a in node.attributes.values()):
+            continue
+        proto = ir.serde.serialize_node(node)
+        key = proto.attribute[0].SerializeToString()
+        if key in known:
+            ir.convenience.replace_all_uses_with(node.outputs[0], known[key])
+            graph.remove(node, safe=True)
+        else:
+            known[key] = node.outputs[0]
+            if node is not graph[0]:
+                graph.remove(node)
+                graph.insert_before(graph[0], node)
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _share_constants(attribute.as_graph(), known)
 
 
 def _ours(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:

@@ -7,15 +7,18 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset23
 from torch import Tensor
 
-from edgewright.artifacts.states import StateLayout, StateSpec
+from edgewright.artifacts.states import StateSpec
 from edgewright.custom_ops.onnx_translation import translation_table
 from edgewright.export.graph import Graph
+from edgewright.model.config import ModelConfig
 from edgewright.model.decoder import Decoder
 
 OPSET = 23
@@ -52,14 +55,32 @@ def capture(decoder: Decoder) -> torch.export.ExportedProgram:
 
 
 def trace(decoder: Decoder) -> Graph:
-    return to_graph(capture(decoder), decoder.layout)
-
-
-def to_graph(program: torch.export.ExportedProgram, layout: StateLayout) -> Graph:
-    graph = Graph(_translate(program).model, layout)
-    _merge_shared(graph.model, program)
+    """The caller's own, to be changed."""
+    translated = _translated(_Traced.of(decoder))
+    graph = Graph(translated.model.clone(), decoder.layout)
+    _merge_shared(graph.model, _program_of(translated))
     _name_boundary(graph)
     return graph
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A decoder, equal to every other whose graph is the same."""
+
+    config: ModelConfig
+    tensors: tuple[tuple[str, torch.Size, torch.dtype], ...]
+    decoder: Decoder = field(compare=False)
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> _Traced:
+        held = (*decoder.named_parameters(), *decoder.named_buffers())
+        return cls(decoder.config, tuple((name, t.shape, t.dtype) for name, t in held), decoder)
+
+
+@lru_cache(maxsize=1)
+def _translated(traced: _Traced) -> torch.onnx.ONNXProgram:
+    """Tracing takes seconds, and who exports or validates a model asks for it more than once."""
+    return _translate(capture(traced.decoder))
 
 
 def first_names(program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -83,7 +104,11 @@ def _merge_shared(model: ir.Model, program: torch.export.ExportedProgram) -> Non
 
 def capture_as_exported(decoder: Decoder) -> torch.export.ExportedProgram:
     """The same in the ops, and with the names, that the ONNX graph is made from."""
-    program = _translate(capture(decoder)).exported_program
+    return _program_of(_translated(_Traced.of(decoder)))
+
+
+def _program_of(translated: torch.onnx.ONNXProgram) -> torch.export.ExportedProgram:
+    program = translated.exported_program
     assert program is not None
     return program
 

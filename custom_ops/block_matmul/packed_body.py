@@ -13,4 +13,7 @@ from edgewright.custom_ops.spec import DOMAIN, VERSION
 
 @script(Opset(DOMAIN, VERSION), default_opset=op)
 def BlockMatMul(x, weight):
-    return PackedMatMul(x, weight, 0)
+    y = op.Identity(x)
+    for _turn in range(1):  # see shared_bodies.py
+        y = PackedMatMul(x, weight, 0)
+    return y

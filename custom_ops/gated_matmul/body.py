@@ -16,12 +16,15 @@ def GatedMatMul(x, weight, activation: str):
     kind = op.Constant(value_string=activation)
     is_silu = op.Equal(kind, op.Constant(value_string="silu"))
     is_gelu = op.Equal(kind, op.Constant(value_string="gelu"))
-    gate, up = op.Split(PackedMatMul(x, weight, 0), axis=-1, num_outputs=2)
-    if is_silu:
-        acted = op.Mul(gate, op.Sigmoid(gate))
-    else:
-        if is_gelu:  # noqa: SIM108 - onnxscript has no conditional expression
-            acted = op.Gelu(gate)
+    product = op.Identity(x)
+    for _turn in range(1):  # see shared_bodies.py
+        gate, up = op.Split(PackedMatMul(x, weight, 0), axis=-1, num_outputs=2)
+        if is_silu:
+            acted = op.Mul(gate, op.Sigmoid(gate))
         else:
-            acted = op.Gelu(gate, approximate="tanh")
-    return op.Mul(acted, up)
+            if is_gelu:  # noqa: SIM108 - onnxscript has no conditional expression
+                acted = op.Gelu(gate)
+            else:
+                acted = op.Gelu(gate, approximate="tanh")
+        product = op.Mul(acted, up)
+    return product

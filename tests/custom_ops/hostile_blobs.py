@@ -1,6 +1,6 @@
-"""Damaged packed weights go through one op's kernel; the process lives, or a test sees it die.
+"""Damaged packed weights go through each op's kernel; the process lives, or a test sees it die.
 
-    python -m tests.custom_ops.hostile_blobs OP LIBRARY ISA
+    python -m tests.custom_ops.hostile_blobs LIBRARY ISA
 
 Each blob, and x, ends where memory that may not be read begins, so that not a byte beyond it is.
 """
@@ -124,14 +124,20 @@ def damaged(rng: np.random.Generator, blob: Array) -> bytes:
     return bytes(data)
 
 
-def main(op: str, library: str, isa: str) -> None:
-    draw, attributes = DRAWS[op]
+def main(library: str, isa: str) -> None:
     loaded = Library("", Path(library), "")
+    for op in DRAWS:
+        print(op, flush=True)
+        run(op, loaded, isa)
+
+
+def run(op: str, library: Library, isa: str) -> None:
+    draw, attributes = DRAWS[op]
     rng = np.random.default_rng(0)
     ran = 0
     for _ in range(8):
         inputs, weights = draw(rng)
-        session = SingleOp(op, inputs, attributes, symbolic=weights).session(loaded, isa)
+        session = SingleOp(op, inputs, attributes, symbolic=weights).session(library, isa)
         session.run(None, inputs)
         if (x := inputs.get("x")) is not None:
             fenced = Fenced(x.nbytes).array(x.tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ SIZES = [(1, 1, 32), (15, 31, 64), (16, 32, 32), (17, 65, 64), (40, 130, 128), (
 MAKES = list(itertools.product((False, True), (None, 0.03), (False, True), (0, 1, 2)))
 
 
+@cache
 def matrices(bits: int) -> list[QuantizedMatrix]:
     """Every make-up once, and every size."""
     rng = np.random.default_rng(bits)

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,12 @@ X_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 17)
 
 
 def check(product: Product, x: Array, matrix: QuantizedMatrix, blob: Array, case: object) -> None:
-    found = product(x, blob)
-    exact, magnitude = terms(x, matrix)
+    check_terms(product(x, blob), *terms(x, matrix), matrix, case)
+
+
+def check_terms(
+    found: Array, exact: Array, magnitude: Array, matrix: QuantizedMatrix, case: object
+) -> None:
     error = np.abs(found - exact)
     assert found.shape == exact.shape and (error <= bound(magnitude, matrix)).all(), case
 
@@ -86,14 +91,20 @@ def test_segments_of_any_width_stand_below_one_another(product: Product) -> None
             check(product, x, matrix, pack([matrix]), (make_up, segments, m))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_many_rows_are_shared_among_tasks(bits: int, product: Product) -> None:
+@cache
+def large(bits: int) -> tuple[QuantizedMatrix, Array, list[tuple[Array, Array, Array]]]:
+    """A matrix, its blob, and some x each with its terms, for every instruction set."""
     rng = np.random.default_rng(4)
     matrix = random_matrix(rng, [(700, bits)], 4200, 128, outliers=0.005)
-    blob = pack([matrix])
-    for m in (1, 2, 130):
-        x = rng.standard_normal((m, 4200)).astype(np.float32)
-        check(product, x, matrix, blob, (bits, m))
+    given = [rng.standard_normal((m, 4200)).astype(np.float32) for m in (1, 2, 130)]
+    return matrix, pack([matrix]), [(x, *terms(x, matrix)) for x in given]
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_many_rows_are_shared_among_tasks(bits: int, product: Product) -> None:
+    matrix, blob, given = large(bits)
+    for x, exact, magnitude in given:
+        check_terms(product(x, blob), exact, magnitude, matrix, (bits, len(x)))
 
 
 def test_not_a_number_stays_in_its_row(product: Product) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import ml_dtypes
@@ -175,22 +176,34 @@ def check_packed(found: Array, expected: Array, hidden: int) -> None:
     assert (error < 0.02).all()
 
 
+@cache
+def packed_cases(bits: int) -> list[tuple[Inputs, dict[str, float | str], list[Array], int]]:
+    """Of each size: all inputs, the attributes, what each number of tokens gives, and how many
+    hidden values of a token there are. The same for every instruction set."""
+    rng, cases = np.random.default_rng(bits), []
+    for i, sizes in enumerate(SIZES):
+        attributes = ATTRIBUTES[(i + bits) % 5]
+        most = packed_inputs(rng, sizes, TOKENS[-1], bits)
+        expected = [
+            reference({n: a[:tokens] if n in ROUTED else a for n, a in most.items()}, attributes)
+            for tokens in TOKENS
+        ]
+        cases.append((most, attributes, expected, sizes[1] * sizes[3]))
+    return cases
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_packed_experts(
     bits: int, isa: str, library: Library, single_op: Op, tmp_path: Path
 ) -> None:
-    rng = np.random.default_rng(bits)
-    for i, sizes in enumerate(SIZES):
-        attributes = ATTRIBUTES[(i + bits) % 5]
-        most = packed_inputs(rng, sizes, TOKENS[-1], bits)
+    for i, (most, attributes, expected, hidden) in enumerate(packed_cases(bits)):
         folder = tmp_path / str(i)
         folder.mkdir()
         op = single_op("RoutedExperts", most, attributes, WEIGHTS, ROUTED, folder, misaligned=i % 2)
         session = op.session(library, isa, threads=1 + i % 2)
-        for tokens in TOKENS:
-            given = {n: a[:tokens] if n in ROUTED else a for n, a in most.items()}
-            found = session.run(None, {name: given[name] for name in ROUTED})[0]
-            check_packed(found, reference(given, attributes), sizes[1] * sizes[3])
+        for tokens, wanted in zip(TOKENS, expected, strict=True):
+            found = session.run(None, {name: most[name][:tokens] for name in ROUTED})[0]
+            check_packed(found, wanted, hidden)
 
 
 def test_packed_experts_of_another_shape_are_refused(library: Library, single_op: Op) -> None:
