@@ -18,10 +18,14 @@ constexpr size_t kPackedDotRows = 2;
 
 namespace detail {
 
-// Blocks whose outliers are added up together, after the codes of the blocks before them: whole
-// chunks of columns.
+// Blocks whose outliers are added up together, before their codes are multiplied: whole chunks of
+// columns.
 template <size_t kM>
-constexpr size_t kPieceBlocks = kM <= 2 ? 4 : 2;
+constexpr size_t kPieceBlocks = kM <= 2 ? 8 : 4;
+
+// Lines of a piece's codes that are fetched with each span of its outliers: the memory goes on while
+// those are added up, and when their turn comes, the processor follows the codes by itself.
+constexpr size_t kLinesASpan = 4;
 
 static inline I32 bytes_of(const uint8_t* from) {
   using Codes = uint8_t __attribute__((vector_size(kLanes)));
@@ -63,36 +67,29 @@ static void dot_strip(const Packed& packed, const PackedSegment& segment, const 
   const int32_t* x_sums = x.sums + m0 * x.blocks;
 
   OutlierReader<kM, kSums> reader(packed, strip);
+  // The processor follows codes by itself, and better, unless it falls behind: with several rows of x,
+  // or if rows so long that the codes drive them from the first cache meet small ones.
+  const bool fetch = kM > 1 || (kBits <= 3 && packed.padded > 4096);
   const size_t piece = kPiece * packed.block;
   const size_t span = piece < kSpanColumns ? piece : kSpanColumns;
-  int32_t sums_of[2][kM * kSums];
-  int32_t *extra = sums_of[0], *next = sums_of[1];
-  const auto clear = [](int32_t* sums) {
-    for (size_t i = 0; i < kM * kSums; i += kLanes) write(sums + i, I32{});
-  };
-  if (outliers) {
-    clear(next);
-    for (size_t k = 0; k < piece && k < packed.padded; k += span) {
-      reader.read_span(span, k, q, x.stride, next);
-    }
-  }
+  int32_t extra[kM * kSums];
 
   F32 totals[kPartsOfLine][kM] = {};
   for (size_t first = 0; first < packed.padded; first += piece) {
-    if (outliers) {
-      reader.add_up(q + first, x.stride, next);
-      int32_t* done = extra;
-      extra = next, next = done;
-      clear(next);
-    }
     const size_t end = first + piece < packed.padded ? first + piece : packed.padded;
-    for (size_t k = first; k < end; k += packed.block) {
-      if (outliers && k % span == 0 && k + piece < packed.padded) {
-        reader.read_span(span, k - first, q + first + piece, x.stride, next);
+    if (outliers) {
+      for (size_t i = 0; i < kM * kSums; i += kLanes) write(extra + i, I32{});
+      const uint8_t* ahead = codes;
+      for (size_t k = first; k < end; k += span, ahead += kLinesASpan * kPackedLine) {
+        prefetch_bytes(ahead, kLinesASpan * kPackedLine);
+        reader.read_span(span, k - first, q + first, x.stride, extra);
       }
+      reader.add_up(q + first, x.stride, extra);
+    }
+    for (size_t k = first; k < end; k += packed.block) {
       const size_t b = k / packed.block, columns = packed.block_columns(b);
       I32 sums[kPartsOfLine][kM];
-      code_products<kBits, kM>(codes, columns / kPackedStep, q + k, x.stride, sums);
+      code_products<kBits, kM>(codes, columns / kPackedStep, q + k, x.stride, fetch, sums);
       codes += columns / kPackedStep * kBits * kPackedLine;
       for (size_t part = 0; part < kPartsOfLine; part++) {
         const size_t at = b * kStripRows + part * kLanes;

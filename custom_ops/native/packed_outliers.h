@@ -48,7 +48,7 @@ class OutlierReader {
   }
 
  private:
-  static constexpr size_t kStep = 16, kMost = 64;
+  static constexpr size_t kStep = 16, kMost = kM <= 2 ? 128 : 64;
 
 #if defined(__AVX512BW__) && !defined(EDGE_SCALAR)
 

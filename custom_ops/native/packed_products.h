@@ -28,16 +28,11 @@ namespace detail {
 template <int kBits>
 constexpr size_t kNarrowQuads = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
 
-// Fetches what is multiplied next: every line, far ahead into the second cache and then into the
-// first. Codes of 8 bits for a single row have no outliers among them and are quicker than memory:
-// there the processor follows the stream by itself, unless its list of misses is full, so it gets a
-// hint for every other line.
-template <int kBits, size_t kM>
+// Fetches a step's codes far ahead into the second cache.
+template <int kBits>
 static inline void fetch_ahead(const uint8_t* step) {
-  constexpr bool kHints = kM == 1 && kBits == 8;
 #pragma unroll
-  for (size_t line = 0; line < kBits; line += kHints ? 2 : 1) {
-    if (!kHints) __builtin_prefetch(step + line * kPackedLine + 2048);
+  for (size_t line = 0; line < kBits; line++) {
     __builtin_prefetch(step + line * kPackedLine + 12288, 0, 2);
   }
 }
@@ -179,9 +174,9 @@ static inline I32 add_products(I32 sums, const Bytes (&codes)[kQuadsOfStep], con
 // The sums of kLanes rows' codes times x over `steps` steps, for each of kM rows of x.
 template <int kBits, size_t kM>
 static inline void step_products(const uint8_t* codes, size_t steps, const int8_t* x,
-                                 size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
+                                 size_t x_stride, bool fetch, I32 (&sums)[kPartsOfLine][kM]) {
   for (size_t step = 0; step < steps; step++) {
-    fetch_ahead<kBits, kM>(codes + step * kBits * kPackedLine);
+    if (fetch) fetch_ahead<kBits>(codes + step * kBits * kPackedLine);
 #pragma unroll(kPartsTogether)
     for (size_t part = 0; part < kPartsOfLine; part++) {
       Bytes quads[kQuadsOfStep];
@@ -242,11 +237,12 @@ struct MaskedProducts {
 };
 
 template <int kBits>
-static inline I32 masked_products(const uint8_t* codes, size_t steps, const int8_t* x) {
+static inline I32 masked_products(const uint8_t* codes, size_t steps, const int8_t* x,
+                                  bool fetch) {
   MaskedProducts<kBits> products;
 #pragma unroll 2
   for (size_t i = 0; i < steps; i++) {
-    fetch_ahead<kBits, 1>(codes);
+    if (fetch) fetch_ahead<kBits>(codes);
     products.add_step(codes, x);
     codes += kBits * kPackedLine;
     x += kPackedStep;
@@ -256,20 +252,21 @@ static inline I32 masked_products(const uint8_t* codes, size_t steps, const int8
 
 #endif
 
-// sum over the columns of `steps` steps of (code - kCodeCentre) * x: [rows / kLanes][kM].
+// sum over the columns of `steps` steps of (code - kCodeCentre) * x: [rows / kLanes][kM]. With
+// `fetch`, what comes next is fetched ahead.
 template <int kBits, size_t kM>
 static inline void code_products(const uint8_t* codes, size_t steps, const int8_t* x,
-                                 size_t x_stride, I32 (&sums)[kPartsOfLine][kM]) {
+                                 size_t x_stride, bool fetch, I32 (&sums)[kPartsOfLine][kM]) {
 #if defined(EDGE_SCALAR)
   static_assert(kM == 1);
-  (void)x_stride;
+  (void)x_stride, (void)fetch;
   for (size_t r = 0; r < kStripRows; r++) {
     sums[r][0] = I32{row_products<kBits>(codes + r * sizeof(Bytes), steps, x)};
   }
 #else
 #if defined(__AVX512VNNI__)
   if constexpr (kM == 1 && kBits <= 4) {
-    sums[0][0] = masked_products<kBits>(codes, steps, x);
+    sums[0][0] = masked_products<kBits>(codes, steps, x, fetch);
     return;
   }
 #endif
@@ -278,7 +275,7 @@ static inline void code_products(const uint8_t* codes, size_t steps, const int8_
 #pragma unroll
     for (size_t m = 0; m < kM; m++) sums[part][m] = I32{};
   }
-  step_products<kBits, kM>(codes, steps, x, x_stride, sums);
+  step_products<kBits, kM>(codes, steps, x, x_stride, fetch, sums);
 #endif
 }
 
