@@ -13,7 +13,7 @@ struct BlockMatMul {
     Tensor x, weight;
     EDGE_TRY(context.input(0, &x));
     EDGE_TRY(context.input(1, &weight));
-    if (weight.type == ElementType::kUint8) return multiply_packed(context, x, weight);
+    if (weight.type == ElementType::kUint8) return multiply_packed(context);
     if (x.rank == 0 || weight.rank != 2 || x.last() != weight.dims[1]) {
       return Message("BlockMatMul: x has ").number(x.last()).text(" columns and weight rank ")
           .number(int64_t(weight.rank)).text(" with ").number(weight.last())
@@ -33,26 +33,12 @@ struct BlockMatMul {
   }
 
  private:
-  static Status* multiply_packed(const Context& context, const Tensor& x, const Tensor& weight) {
-    Packed packed;
-    EDGE_TRY(Packed::parse("BlockMatMul", weight, &packed));
-    if (x.rank == 0 || packed.count != 1 || size_t(x.last()) != packed.columns) {
-      return Message("BlockMatMul: x has ").number(x.last()).text(" columns and the packed weight ")
-          .number(int64_t(packed.columns)).text(" in ").number(int64_t(packed.count))
-          .text(" matrices; equal columns and one matrix are required").error();
-    }
-    Tensor y = x;
-    y.dims[y.rank - 1] = int64_t(packed.rows);
-    EDGE_TRY(context.output(0, &y));
-    const size_t rows = size_t(x.count(x.rank - 1));
-    if (rows == 0) return nullptr;
-    Scratch memory(PackedX::bytes(packed, rows));
-    if (memory.failed()) return Scratch::error();
-    const PackedX quantised(packed, rows, memory.as<void>());
-    EDGE_TRY(quantise_rows(context, packed, 0, x.as<float>(), packed.columns, quantised));
-    const PackedMatMul product = {&packed, 0, 0, packed.rows, &quantised, 0, rows, y.as<float>(),
-                                  packed.rows};
-    return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });
+  static Status* multiply_packed(const Context& context) {
+    return with_packed_inputs("BlockMatMul", context, 1, [&](const Packed& packed,
+                                                             const PackedX& x, float* y) {
+      const PackedMatMul product = {&packed, 0, 0, packed.rows, &x, 0, x.rows, y, packed.rows};
+      return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });
+    });
   }
 };
 

@@ -107,30 +107,11 @@ struct GatedMatMul {
   }
 
   Status* compute(const Context& context) const {
-    Tensor x, weight;
-    EDGE_TRY(context.input(0, &x));
-    EDGE_TRY(context.input(1, &weight));
-    Packed packed;
-    EDGE_TRY(Packed::parse("GatedMatMul", weight, &packed));
-    if (x.rank == 0 || size_t(x.last()) != packed.columns || packed.count != 1 ||
-        packed.rows % 2 != 0) {
-      return Message("GatedMatMul: x has ").number(x.last()).text(" columns and the packed weight ")
-          .number(int64_t(packed.count)).text(" matrices of ").number(int64_t(packed.rows))
-          .text(" rows and ").number(int64_t(packed.columns))
-          .text(" columns; equal columns and one matrix of an even number of rows are required")
-          .error();
-    }
-    Tensor y = x;
-    y.dims[y.rank - 1] = int64_t(packed.rows / 2);
-    EDGE_TRY(context.output(0, &y));
-    const size_t rows = size_t(x.count(x.rank - 1));
-    if (rows == 0) return nullptr;
-    Scratch memory(PackedX::bytes(packed, rows));
-    if (memory.failed()) return Scratch::error();
-    const PackedX quantised(packed, rows, memory.as<void>());
-    EDGE_TRY(quantise_rows(context, packed, 0, x.as<float>(), packed.columns, quantised));
-    const GatedProduct product = {&packed, &quantised, activation, y.as<float>()};
-    return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });
+    return with_packed_inputs("GatedMatMul", context, 2, [&](const Packed& packed,
+                                                             const PackedX& x, float* y) {
+      const GatedProduct product = {&packed, &x, activation, y};
+      return context.parallel(product.tasks(), [&](size_t task) { return product.run(task); });
+    });
   }
 };
 

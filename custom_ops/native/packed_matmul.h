@@ -41,5 +41,35 @@ struct PackedMatMul {
   void each_strip(size_t first, size_t count, const Use& use) const;
 };
 
+// What an op makes of its inputs x and weight, one packed matrix with `parts` rows for each column
+// of y: use(packed, x's rows, y).
+template <class Use>
+static inline Status* with_packed_inputs(const char* op, const Context& context, size_t parts,
+                                         const Use& use) {
+  Tensor x, weight;
+  EDGE_TRY(context.input(0, &x));
+  EDGE_TRY(context.input(1, &weight));
+  Packed packed;
+  EDGE_TRY(Packed::parse(op, weight, &packed));
+  if (x.rank == 0 || size_t(x.last()) != packed.columns || packed.count != 1 ||
+      packed.rows % parts != 0) {
+    return Message(op).text(": x has ").number(x.last()).text(" columns and the packed weight ")
+        .number(int64_t(packed.columns)).text(" in ").number(int64_t(packed.count))
+        .text(" matrices of ").number(int64_t(packed.rows))
+        .text(" rows; equal columns and one matrix of a multiple of ").number(int64_t(parts))
+        .text(" rows are required").error();
+  }
+  Tensor y = x;
+  y.dims[y.rank - 1] = int64_t(packed.rows / parts);
+  EDGE_TRY(context.output(0, &y));
+  const size_t rows = size_t(x.count(x.rank - 1));
+  if (rows == 0) return nullptr;
+  Scratch memory(PackedX::bytes(packed, rows));
+  if (memory.failed()) return Scratch::error();
+  const PackedX quantised(packed, rows, memory.as<void>());
+  EDGE_TRY(quantise_rows(context, packed, 0, x.as<float>(), packed.columns, quantised));
+  return use(packed, quantised, y.as<float>());
+}
+
 }  // namespace EDGE_ISA
 }  // namespace edge
