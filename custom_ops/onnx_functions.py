@@ -48,7 +48,7 @@ def _shared_by(function: ir.Function) -> Iterator[ir.Function]:
     waiting = [function]
     seen: set[str] = set()
     while waiting:
-        for name in {node.op_type for node in _ours(waiting.pop().all_nodes())} - seen:
+        for name in sorted({node.op_type for node in _ours(waiting.pop().all_nodes())} - seen):
             seen.add(name)
             called = _deserialized(getattr(shared, name))
             _keep_literals(called)

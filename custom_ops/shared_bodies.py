@@ -6,6 +6,8 @@ a weight is unpacked some strips at a time, never whole. docs/packed-weights.md 
 Products stand in a loop, if need be of one turn: ONNX Runtime opens a graph in time that grows with
 the square of the values beside each other in it, and a model has hundreds of products. It leaves a
 loop alone; an If that it can decide it would take apart, and not survive that within a loop.
+
+A loop carries one value: onnxscript has several in an order that changes from run to run.
 """
 
 # The names are ONNX's, and onnxscript's values have no type that mypy could check.
@@ -333,8 +335,9 @@ def PackedRows(ids, weight):
     each_block = op.Range(0, op.Squeeze(blocks), 1)
     each_chunk = op.Range(0, op.Squeeze(chunks), 1)
     values = op.Expand(0.0, op.Concat(count, k, axis=0))
-    row = op.Identity(flat)
+    begins = op.CumSum(op.Gather(table, 0, axis=1), 0, exclusive=1)
     for i in range(op.Squeeze(op.Shape(table, start=0, end=1))):
+        row = flat - op.Gather(begins, i)
         segment = op.Gather(table, i)
         (
             rows,
@@ -390,6 +393,5 @@ def PackedRows(ids, weight):
         scales = op.Reshape(op.Expand(op.Unsqueeze(scales, [2]), wide), long, allowzero=1)
         whole = op.Slice(numbers, [0], k, [1]) - op.Slice(zeros, [0], k, [1])
         values = op.Where(inside, whole * op.Slice(scales, [0], k, [1]), values)
-        row = row - rows
     values = PackedColumnsBack(values, scale, order)
     return op.Reshape(values, op.Concat(op.Shape(ids), k, axis=0), allowzero=1)
