@@ -16,6 +16,7 @@ from onnx_ir.passes import common as standard
 from edgewright.artifacts import Blob, PackageWriter
 from edgewright.artifacts.errors import ExportError
 from edgewright.custom_ops import DOMAIN
+from edgewright.custom_ops.gated_matmul.lower import activated
 from edgewright.custom_ops.packed_weights import QuantizedMatrix, unpack
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.export.graph import Graph
@@ -188,16 +189,7 @@ def _multiply(op: _Recorder, node: ir.Node, weight: _Lowered) -> ir.Value:
 
 def _gated(op: _Recorder, node: ir.Node, weight: _Lowered) -> ir.Value:
     gate, up = op.several("Split", 2, _product(op, _input(node), weight), axis=-1, num_outputs=2)
-    match node.attributes["activation"].as_string():
-        case "silu":
-            acted = op("Mul", gate, op("Sigmoid", gate))
-        case "gelu":
-            acted = op("Gelu", gate)
-        case "gelu_tanh":
-            acted = op("Gelu", gate, approximate="tanh")
-        case other:
-            raise ExportError(f"node {node.name}: no activation {other!r}")
-    return op("Mul", acted, up)
+    return op("Mul", activated(op, gate, node.attributes["activation"].as_string()), up)
 
 
 def _gather(op: _Recorder, node: ir.Node, weight: _Lowered) -> ir.Value:

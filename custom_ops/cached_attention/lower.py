@@ -23,6 +23,7 @@ from edgewright.custom_ops.contiguous_cache import (
 )
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,26 @@ class StaticAttention:
     softcap: float = 0.0
     has_sinks: bool = False
     int8_cache: bool = False
+
+
+def lower_node(found: StaticNode) -> ir.Function:
+    _, kv_heads, _, dim = found.shape("key_cache")
+    has_sinks = not found.is_constant("sinks", float("-inf"))
+    node = StaticAttention(
+        batch=found.batch,
+        seq=found.seq,
+        capacity=found.capacity,
+        num_heads=found.integer("num_heads"),
+        kv_heads=kv_heads,
+        dim=dim,
+        v_dim=found.size("value_cache"),
+        scale=found.number("scale"),
+        window=found.integer("window"),
+        softcap=found.number("softcap"),
+        has_sinks=has_sinks,
+        int8_cache=found.dtype("key_cache") == ir.DataType.INT8,
+    )
+    return lower(node, found.update)
 
 
 def lower(node: StaticAttention, update: Update = "in_graph") -> ir.Function:

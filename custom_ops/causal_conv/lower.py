@@ -12,6 +12,7 @@ from edgewright.artifacts.states import Update
 from edgewright.custom_ops.causal_conv.spec import SPEC
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class StaticConv:
     channels: int
     taps: int
     activation: str
+
+
+def lower_node(found: StaticNode) -> ir.Function:
+    taps, channels = found.shape("weight")
+    node = StaticConv(found.batch, found.seq, channels, taps, found.text("activation"))
+    return lower(node, found.update)
 
 
 def lower(node: StaticConv, update: Update = "in_graph") -> ir.Function:

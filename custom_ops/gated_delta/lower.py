@@ -17,6 +17,7 @@ from edgewright.artifacts.states import Update
 from edgewright.custom_ops.gated_delta.spec import SPEC
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ class _Chunk:
     value: ir.Value  # [B, H, L, Dv]
     decay: ir.Value  # [B, H, L, 1 or Dk], logs
     beta: ir.Value  # [B, H, L, 1]
+
+
+def lower_node(found: StaticNode) -> ir.Function:
+    _, heads, size, width = found.shape("state")
+    node = StaticDelta(
+        batch=found.batch,
+        seq=found.seq,
+        heads=heads,
+        key_heads=found.size("key") // size,
+        size=size,
+        width=width,
+        scale=found.number("scale"),
+        by_channel=found.size("decay") != heads,
+    )
+    return lower(node, found.update)
 
 
 def lower(node: StaticDelta, update: Update = "in_graph") -> ir.Function:

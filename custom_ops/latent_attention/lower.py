@@ -23,6 +23,7 @@ from edgewright.custom_ops.contiguous_cache import (
 from edgewright.custom_ops.latent_attention.spec import SPEC
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,26 @@ class StaticLatentAttention:
     scale: float
     window: int = 0
     int8_cache: bool = False
+
+
+def lower_node(found: StaticNode) -> ir.Function:
+    heads, (rows, rank) = found.integer("num_heads"), found.shape("up")
+    rope = found.size("key_rope")
+    nope = found.size("query") // heads - rope
+    node = StaticLatentAttention(
+        batch=found.batch,
+        seq=found.seq,
+        capacity=found.capacity,
+        num_heads=heads,
+        rank=rank,
+        rope=rope,
+        nope=nope,
+        value=rows // heads - nope,
+        scale=found.number("scale"),
+        window=found.integer("window"),
+        int8_cache=found.dtype("cache") == ir.DataType.INT8,
+    )
+    return lower(node, found.update)
 
 
 def lower(node: StaticLatentAttention, update: Update = "in_graph") -> ir.Function:

@@ -15,6 +15,7 @@ from edgewright.artifacts.errors import ExportError
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.routed_experts.spec import SPEC
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,28 @@ class StaticExperts:
         return self.tokens * self.choices < self.experts
 
 
+def lower_node(found: StaticNode) -> ir.Function:
+    experts, _, width = found.shape("up")
+    biases = ("gate_bias", "up_bias", "down_bias")
+    node = StaticExperts(
+        shape=(*(1,) * (found.rank("x") - 3), found.batch, found.seq, width),
+        choices=found.size("expert_index"),
+        experts=experts,
+        activation=found.text("activation"),
+        alpha=found.number("alpha"),
+        limit=found.number("limit"),
+        shared_biases=tuple(found.shape(name) == (1, 1) for name in biases),  # type: ignore[arg-type]
+    )
+    return lower(node)
+
+
 def lower(node: StaticExperts) -> ir.Function:
-    """The op's own inputs, with gate and up [E, H, I] and down [E, I, H] in x's dtype, as
-    block_matmul.lower.stored_weight keeps them."""
+    """The op's own inputs, with gate, up and down in x's dtype. Weights stand first in each product
+    and tokens are columns, so that the checkpoint's own layout is the one that is read."""
     op = Recorder()
     inputs = [ir.Value(name=tensor.name) for tensor in SPEC.inputs]
     x, index, share, *weights = inputs
-    rows = op("Reshape", x, (node.tokens, 1, node.shape[-1]))
+    rows = op("Reshape", x, (node.tokens, node.shape[-1]))
     index = op("Reshape", index, (node.tokens, node.choices))
     share = op("Reshape", share, (node.tokens, node.choices))
     form = _by_pair if node.gathers else _by_expert
@@ -69,8 +85,9 @@ def _by_pair(
     own = [op("Gather", matrix, chosen, axis=0) for matrix in weights[:3]]
     for bias, is_shared in zip(weights[3:], node.shared_biases, strict=True):
         own.append(bias if is_shared else op("Gather", bias, chosen, axis=0))
-    repeated = op("Expand", rows, (node.tokens, node.choices, width))
-    results = _feed_forward(op, node, op("Reshape", repeated, (pairs, 1, width)), own)
+    apart = op("Reshape", rows, (node.tokens, 1, width))
+    repeated = op("Expand", apart, (node.tokens, node.choices, width))
+    results = _feed_forward(op, node, op("Reshape", repeated, (pairs, width, 1)), own)
     weighted = op("Mul", results, op("Reshape", share, (pairs, 1, 1)))
     apart = op("Reshape", weighted, (node.tokens, node.choices, width))
     return op("ReduceSum", apart, (1,), keepdims=0)  # [T, H]
@@ -87,25 +104,25 @@ def _by_expert(
     every = op("Reshape", tuple(range(node.experts)), (node.experts, 1, 1))
     chosen = op("Equal", op("Unsqueeze", index, (0,)), every)  # [E, T, k]
     shares = op("Where", chosen, op("Unsqueeze", share, (0,)), op("CastLike", 0.0, share))
-    shares = op("ReduceSum", shares, (2,), keepdims=1)  # [E, T, 1]
-    everyone = op("Reshape", rows, (1, node.tokens, node.shape[-1]))
-    results = _feed_forward(op, node, everyone, weights)
-    return op("ReduceSum", op("Mul", results, shares), (0,), keepdims=0)  # [T, H]
+    shares = op("Unsqueeze", op("ReduceSum", shares, (2,), keepdims=0), (1,))  # [E, 1, T]
+    columns = op("Unsqueeze", op("Transpose", rows, perm=[1, 0]), (0,))  # [1, H, T]
+    results = op("Mul", _feed_forward(op, node, columns, weights), shares)
+    return op("Transpose", op("ReduceSum", results, (0,), keepdims=0), perm=[1, 0])  # [T, H]
 
 
 def _feed_forward(
-    op: Recorder, node: StaticExperts, rows: ir.Value, weights: list[ir.Value]
+    op: Recorder, node: StaticExperts, columns: ir.Value, weights: list[ir.Value]
 ) -> ir.Value:
-    """[1 or B, R, H] through B experts at once, as [B, R, H]."""
+    """[1 or B, H, T] through B experts at once, as [B, H, T]."""
     gate, up, down, gate_bias, up_bias, down_bias = weights
-    u = op("Add", op("MatMul", rows, up), op("Unsqueeze", up_bias, (1,)))
+    u = op("Add", op("MatMul", up, columns), op("Unsqueeze", up_bias, (2,)))
     if node.activation == "relu_squared":
         positive = op("Relu", u)
         hidden = op("Mul", positive, positive)
     else:
-        g = op("Add", op("MatMul", rows, gate), op("Unsqueeze", gate_bias, (1,)))
+        g = op("Add", op("MatMul", gate, columns), op("Unsqueeze", gate_bias, (2,)))
         hidden = _activate(op, node, g, u)
-    return op("Add", op("MatMul", hidden, down), op("Unsqueeze", down_bias, (1,)))
+    return op("Add", op("MatMul", down, hidden), op("Unsqueeze", down_bias, (2,)))
 
 
 def _activate(op: Recorder, node: StaticExperts, gate: ir.Value, up: ir.Value) -> ir.Value:

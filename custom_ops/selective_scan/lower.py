@@ -15,6 +15,7 @@ from edgewright.artifacts.states import Update
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.selective_scan.spec import SPEC
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class StaticScan:
     def doubles(self) -> bool:
         rounds = (self.seq - 1).bit_length()
         return 8 * rounds + 2 < 2 * self.seq + 3  # the nodes of either form
+
+
+def lower_node(found: StaticNode) -> ir.Function:
+    _, states, channels = found.shape("state")
+    return lower(StaticScan(found.batch, found.seq, channels, states), found.update)
 
 
 def lower(node: StaticScan, update: Update = "in_graph") -> ir.Function:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgewright.artifacts.states import Update
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
+from edgewright.custom_ops.static_node import StaticNode
 from edgewright.custom_ops.state_space_dual.chunk import Chunk, record_chunk
 from edgewright.custom_ops.state_space_dual.spec import SPEC
 
@@ -35,6 +36,13 @@ class StaticStateSpace:
         """The steps of each."""
         whole, rest = divmod(self.seq, self.chunk)
         return (self.chunk,) * whole + ((rest,) if rest else ())
+
+
+def lower_node(found: StaticNode) -> ir.Function:
+    _, heads, size, width = found.shape("state")
+    groups = found.integer("groups")
+    node = StaticStateSpace(found.batch, found.seq, heads, groups, size, width)
+    return lower(node, found.update)
 
 
 def lower(node: StaticStateSpace, update: Update = "in_graph") -> ir.Function:
