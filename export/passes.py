@@ -10,13 +10,13 @@ from onnx_ir.passes import common as standard
 _FOLD_LIMIT_BYTES = 4096
 
 
-def simplify(model: ir.Model) -> None:
+def simplify(model: ir.Model, limit_bytes: int = _FOLD_LIMIT_BYTES) -> None:
     """Ensures: no constant node, no duplicate or unused value, and no path of this machine."""
     onnxscript.optimizer.fold_constants(
         model,
         onnx_shape_inference=False,
-        input_size_limit=_FOLD_LIMIT_BYTES,
-        output_size_limit=_FOLD_LIMIT_BYTES,
+        input_size_limit=limit_bytes,
+        output_size_limit=limit_bytes,
     )
     passes: tuple[ir.passes.InPlacePass, ...] = (
         standard.IdentityEliminationPass(),
@@ -28,17 +28,17 @@ def simplify(model: ir.Model) -> None:
     )
     for rewrite in passes:
         rewrite(model)
-    _share_small_initializers(model)
+    _share_small_initializers(model, limit_bytes)
     model.producer_name, model.producer_version = "edgewright", None
     model.metadata_props.clear()
 
 
-def _share_small_initializers(model: ir.Model) -> None:
+def _share_small_initializers(model: ir.Model, limit_bytes: int) -> None:
     """Equal small constants become one, so that each is fed to its readers from one place."""
     first: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes > _FOLD_LIMIT_BYTES:
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > limit_bytes:
             continue
         key = (tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
         kept = first.setdefault(key, value)

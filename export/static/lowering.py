@@ -1,0 +1,90 @@
+"""Our ops become their static lowerings, and the graph's named dimensions numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import onnx_ir as ir
+from onnx_ir.passes import common as standard
+
+from edgewright.artifacts.states import StateSpec
+from edgewright.custom_ops import DOMAIN, OPS
+from edgewright.custom_ops.static_node import StaticNode
+from edgewright.export.graph import Graph
+from edgewright.export.static.shapes import StaticShapes
+
+
+def set_sizes(graph: Graph, shapes: StaticShapes, seq: int) -> None:
+    """Requires the canonical graph. Ensures: inputs and outputs of known sizes; what torch said of
+    the values between them is forgotten but for sizes that are numbers."""
+    sizes = {"batch": 1, "seq": seq, "wanted": 1, "capacity": shapes.capacity}
+    model = graph.model.graph
+    for value in (*model.inputs, *model.outputs):
+        value.shape = _resolved(value.shape, sizes)
+    boundary = {value.name: value for value in (*model.inputs, *model.outputs)}
+    for spec in graph.layout:
+        boundary[spec.output_name].shape = ir.Shape(_given(spec, sizes))
+
+
+def _given(spec: StateSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The sizes of what the graph gives for a state: as a delta, the new tokens alone."""
+    kept = dict(sizes)
+    if spec.update == "delta":
+        kept["capacity"] = sizes["seq"]
+    return spec.resolve(kept["batch"], kept["capacity"])
+
+
+def _resolved(shape: ir.Shape | None, sizes: Mapping[str, int]) -> ir.Shape | None:
+    if shape is None:
+        return None
+    return ir.Shape(
+        [size if isinstance(size, int) else sizes.get(str(size.value), size) for size in shape]
+    )
+
+
+def lower_ops(graph: Graph, shapes: StaticShapes, seq: int) -> None:
+    """Ensures: no node and no function of ours."""
+    model = graph.model
+    model.functions.clear()
+    for node in list(model.graph):
+        if node.domain != DOMAIN:
+            continue
+        module = import_module(f"edgewright.custom_ops.{OPS[node.op_type].function}.lower")
+        function = module.lower_node(
+            StaticNode(node, 1, seq, shapes.capacity, shapes.update)
+        )
+        _call(model, node, function)
+    standard.InlinePass()(model)
+    model.opset_imports.pop(DOMAIN, None)
+
+
+def _call(model: ir.Model, node: ir.Node, function: ir.Function) -> None:
+    """Every node has a function of its own, as its sizes may be its own."""
+    function.overload = str(len(model.functions))
+    model.functions[function.identifier()] = function
+    call = ir.Node(
+        function.domain,
+        function.name,
+        node.inputs,
+        overload=function.overload,
+        num_outputs=len(node.outputs),
+        name=node.name,
+    )
+    assert model.graph is node.graph
+    model.graph.insert_before(node, call)
+    for old, new in zip(node.outputs, call.outputs, strict=True):
+        new.type, new.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        new.name, old.name = old.name, f"{old.name}_replaced"
+    model.graph.remove(node, safe=True)
+
+
+def forget_inferred(graph: ir.Graph) -> None:
+    """Sizes between the boundary are inferred anew from those at it."""
+    for node in graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+
+

@@ -1,0 +1,125 @@
+"""A stored graph and sizes go in; its prefill and its decode graph come out, with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import onnx_ir as ir
+from onnx_ir.passes import common as standard
+
+from edgewright.artifacts import Blob, PackageWriter
+from edgewright.artifacts.errors import ExportError
+from edgewright.custom_ops import DOMAIN
+from edgewright.export.graph import Graph
+from edgewright.export.passes import simplify
+from edgewright.export.state_order import prove_state_order
+from edgewright.export.static.lowering import forget_inferred, lower_ops, set_sizes
+from edgewright.export.static.precision import compute_in
+from edgewright.export.static.rotations import tabulate
+from edgewright.export.static.shapes import StaticShapes
+from edgewright.export.static.softplus import restore_softplus
+from edgewright.export.static.weights import WeightConverter
+from edgewright.export.stored import Stored
+
+StaticRole = Literal["prefill", "decode"]
+
+_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+_FOLD_LIMIT_BYTES = 16 << 10  # what is larger is a blob, and not read
+# What no provider of static graphs takes.
+_DYNAMIC = frozenset({"Loop", "Scan", "If", "Shape", "NonZero", "Range", "ConstantOfShape"})
+
+
+def make_static(
+    stored: Stored, shapes: StaticShapes, writer: PackageWriter
+) -> Mapping[StaticRole, Stored]:
+    """Ensures: standard ops alone, every size a number, no loop, and one set of weights for both."""
+    blobs = (*stored.packed.values(), *stored.kept.values())
+    weights = WeightConverter(blobs, writer)
+    layout = shapes.layout(stored.graph.layout)
+    made: dict[StaticRole, Graph] = {}
+    kept: dict[str, Blob] = {}
+    sizes: tuple[tuple[StaticRole, int], ...] = (("prefill", shapes.chunk), ("decode", 1))
+    for role, seq in sizes:
+        model = ir.serde.deserialize_model(ir.serde.serialize_model(stored.graph.model))
+        graph = Graph(model, layout)
+        _lower(graph, shapes, seq, weights)
+        made[role] = graph
+        kept |= _blobs(model.graph, weights)
+    inline = max(0, stored.kept_bytes - sum(blob.size for blob in stored.kept.values()))
+    return {
+        role: replace(
+            stored,
+            graph=graph,
+            packed={},
+            packed_dtypes=(),
+            kept=kept,
+            kept_bytes=inline + sum({blob.path: blob.size for blob in kept.values()}.values()),
+            kept_dtypes=(shapes.dtype,),
+        )
+        for role, graph in made.items()
+    }
+
+
+def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverter) -> None:
+    _unpack(graph.model.graph, weights)
+    set_sizes(graph, shapes, seq)
+    lower_ops(graph, shapes, seq)
+    forget_inferred(graph.model.graph)
+    _fold(graph.model)
+    tabulate(graph, shapes, seq, weights)
+    standard.RemoveUnusedNodesPass()(graph.model)
+    if shapes.dtype == "float16":
+        restore_softplus(graph.model)
+    compute_in(graph, _TYPES[shapes.dtype], weights)
+    _set_state_types(graph)
+    forget_inferred(graph.model.graph)
+    _fold(graph.model)
+    _refuse_dynamic(graph.model.graph)
+    if shapes.update == "in_graph":
+        prove_state_order(graph)
+
+
+def _unpack(graph: ir.Graph, weights: WeightConverter) -> None:
+    """Packed weights that our ops read become matrices of floats."""
+    for node in graph:
+        for value in node.inputs if node.domain == DOMAIN else ():
+            if value is None or value.dtype != ir.DataType.UINT8 or value.const_value is None:
+                continue
+            held = value.const_value
+            assert isinstance(held, ir.ExternalTensor)
+            tensor = weights.unpacked(held, 3 if node.op_type == "RoutedExperts" else 2)
+            value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
+            value.type = ir.TensorType(tensor.dtype)
+
+
+def _fold(model: ir.Model) -> None:
+    """Shapes are inferred, and what they make constant is."""
+    for _ in range(2):  # what is folded first tells the inference more
+        standard.ShapeInferencePass()(model)
+        simplify(model, limit_bytes=_FOLD_LIMIT_BYTES)
+    standard.ShapeInferencePass()(model)
+
+
+def _set_state_types(graph: Graph) -> None:
+    pass
+
+
+def _refuse_dynamic(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type in _DYNAMIC:
+            raise ExportError(f"node {node.name} ({node.op_type}) is left in a static graph")
+        if node.op_type == "Slice" and not all(v is None or v.is_initializer() for v in node.inputs[1:]):
+            raise ExportError(f"node {node.name} (Slice) is left in a static graph, with sizes that vary")
+        for value in node.outputs:
+            if value.name and (value.shape is None or not value.shape.is_static()):
+                raise ExportError(f"node {node.name} ({node.op_type}): the size of {value.name} is not known")
+
+
+def _blobs(graph: ir.Graph, weights: WeightConverter) -> dict[str, Blob]:
+    return {
+        name: weights.blob_of(value.const_value)
+        for name, value in graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }

@@ -1,0 +1,105 @@
+"""Initializers go in; the same values in the type that a provider computes in come out, large ones
+as blobs of the package that its graphs, and other providers, share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgewright.artifacts import Blob, PackageWriter
+from edgewright.artifacts.errors import ExportError
+from edgewright.custom_ops.packed_weights import unpack
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_PIECE_VALUES = 1 << 20
+_BLOB_BYTES = 16 << 10  # what is smaller travels inside the graph
+
+
+class WeightConverter:
+    """For the graphs of one variant: what is converted once is a blob for all of them."""
+
+    def __init__(self, blobs: Iterable[Blob], writer: PackageWriter) -> None:
+        self._blobs = {blob.path: blob for blob in blobs}
+        self._writer = writer
+        self._converted: dict[tuple[str, ir.DataType], Blob] = {}
+
+    def tensor(self, held: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+        """The tensor in another float type; the very same where it has it already."""
+        if held.dtype == dtype:
+            return held
+        name = f"{held.name}.{dtype.short_name()}"
+        if not isinstance(held, ir.ExternalTensor):
+            return ir.Tensor(_rounded(held.numpy(), dtype, name), name=name)
+        key = (str(held.location), dtype)
+        if key not in self._converted:
+            values = np.memmap(self._path(held), dtype=held.dtype.numpy(), mode="r")
+            self._converted[key] = self._writer.add_blob(_pieces(values, dtype, name))
+        return _external(self._converted[key], dtype, tuple(held.shape.numpy()), name)
+
+    def unpacked(self, held: ir.ExternalTensor, rank: int) -> ir.TensorProtocol:
+        """The float32 values of a packed blob: a matrix [N, K], or a stack of them [E, N, K]."""
+        matrices = unpack(np.memmap(self._path(held), dtype=np.uint8, mode="r"))
+        name = f"{held.name}.unpacked"
+        sizes = (matrices[0].rows, matrices[0].columns)
+        shape = sizes if rank == 2 else (len(matrices), *sizes)
+        if rank == 2 and len(matrices) > 1:
+            raise ExportError(f"{held.name} is a stack of matrices; a single one is required")
+        key = (f"{held.location} unpacked", ir.DataType.FLOAT)
+        if key not in self._converted:
+            pieces = (_bytes(matrix.dequantised()) for matrix in matrices)
+            self._converted[key] = self._keep(self._writer.add_blob(pieces))
+        return _external(self._converted[key], ir.DataType.FLOAT, shape, name)
+
+    def large(self, values: NDArray[np.generic], name: str) -> ir.TensorProtocol:
+        """A tensor of ours: a blob where it is large."""
+        if values.nbytes <= _BLOB_BYTES:
+            return ir.Tensor(values, name=name)
+        blob = self._keep(self._writer.add_blob([_bytes(values)]))
+        return _external(blob, ir.DataType.from_numpy(values.dtype), values.shape, name)
+
+    def _keep(self, blob: Blob) -> Blob:
+        self._blobs[blob.path] = blob
+        return blob
+
+    def blob_of(self, held: ir.ExternalTensor) -> Blob:
+        known: Mapping[str, Blob] = {blob.path: blob for blob in self._converted.values()}
+        path = str(held.location)
+        return known[path] if path in known else self._blobs[path]
+
+    def _path(self, held: ir.ExternalTensor) -> str:
+        return str(self._writer.path_of(self.blob_of(held)))
+
+
+def _external(
+    blob: Blob, dtype: ir.DataType, shape: tuple[int, ...], name: str
+) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location=blob.path,
+        offset=0,
+        length=blob.size,
+        dtype=dtype,
+        shape=ir.Shape(shape),
+        name=name,
+    )
+
+
+def _pieces(values: NDArray[np.generic], dtype: ir.DataType, name: str) -> Iterator[bytes]:
+    for offset in range(0, values.size, _PIECE_VALUES):
+        yield _bytes(_rounded(values[offset : offset + _PIECE_VALUES], dtype, name))
+
+
+def _rounded(
+    values: NDArray[np.generic], dtype: ir.DataType, name: str
+) -> NDArray[np.generic]:
+    with np.errstate(over="ignore"):
+        rounded: NDArray[np.generic] = values.astype(np.float32).astype(dtype.numpy())
+    if np.isfinite(values.astype(np.float32)).sum() != np.isfinite(rounded).sum():
+        raise ExportError(f"{name}: values beyond the range of the type; compute in float32")
+    return rounded
+
+
+def _bytes(values: NDArray[np.generic]) -> bytes:
+    return np.ascontiguousarray(values).tobytes()
