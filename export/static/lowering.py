@@ -80,11 +80,13 @@ def _call(model: ir.Model, node: ir.Node, function: ir.Function) -> None:
     model.graph.remove(node, safe=True)
 
 
-def forget_inferred(graph: ir.Graph) -> None:
-    """Sizes between the boundary are inferred anew from those at it."""
-    for node in graph:
+def infer_shapes(model: ir.Model) -> None:
+    """Anew, from the sizes of inputs, initializers and outputs."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.shape)
+    for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
-
-
+    standard.ShapeInferencePass()(model)

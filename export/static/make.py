@@ -15,7 +15,7 @@ from edgewright.custom_ops import DOMAIN
 from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
 from edgewright.export.state_order import prove_state_order
-from edgewright.export.static.lowering import forget_inferred, lower_ops, set_sizes
+from edgewright.export.static.lowering import infer_shapes, lower_ops, set_sizes
 from edgewright.export.static.precision import compute_in
 from edgewright.export.static.rotations import tabulate
 from edgewright.export.static.shapes import StaticShapes
@@ -66,15 +66,12 @@ def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverte
     _unpack(graph.model.graph, weights)
     set_sizes(graph, shapes, seq)
     lower_ops(graph, shapes, seq)
-    forget_inferred(graph.model.graph)
     _fold(graph.model)
     tabulate(graph, shapes, seq, weights)
-    standard.RemoveUnusedNodesPass()(graph.model)
     if shapes.dtype == "float16":
         restore_softplus(graph.model)
+    standard.RemoveUnusedNodesPass()(graph.model)
     compute_in(graph, _TYPES[shapes.dtype], weights)
-    _set_state_types(graph)
-    forget_inferred(graph.model.graph)
     _fold(graph.model)
     _refuse_dynamic(graph.model.graph)
     if shapes.update == "in_graph":
@@ -97,24 +94,18 @@ def _unpack(graph: ir.Graph, weights: WeightConverter) -> None:
 def _fold(model: ir.Model) -> None:
     """Shapes are inferred, and what they make constant is."""
     for _ in range(2):  # what is folded first tells the inference more
-        standard.ShapeInferencePass()(model)
+        infer_shapes(model)
         simplify(model, limit_bytes=_FOLD_LIMIT_BYTES)
-    standard.ShapeInferencePass()(model)
-
-
-def _set_state_types(graph: Graph) -> None:
-    pass
+    infer_shapes(model)
 
 
 def _refuse_dynamic(graph: ir.Graph) -> None:
     for node in graph:
-        if node.op_type in _DYNAMIC:
-            raise ExportError(f"node {node.name} ({node.op_type}) is left in a static graph")
-        if node.op_type == "Slice" and not all(v is None or v.is_initializer() for v in node.inputs[1:]):
-            raise ExportError(f"node {node.name} (Slice) is left in a static graph, with sizes that vary")
-        for value in node.outputs:
-            if value.name and (value.shape is None or not value.shape.is_static()):
-                raise ExportError(f"node {node.name} ({node.op_type}): the size of {value.name} is not known")
+        varies = node.op_type in _DYNAMIC
+        if node.op_type == "Slice":
+            varies = any(value is not None and not value.is_initializer() for value in node.inputs[1:])
+        if varies or any(v.shape is None or not v.shape.is_static() for v in node.outputs if v.name):
+            raise ExportError(f"node {node.name} ({node.op_type}) has sizes that vary from call to call")
 
 
 def _blobs(graph: ir.Graph, weights: WeightConverter) -> dict[str, Blob]:

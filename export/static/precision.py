@@ -12,20 +12,28 @@ from edgewright.export.static.weights import FLOATS, WeightConverter
 _CONVERSIONS = ("Cast", "CastLike")
 
 
+_POSITIONS = ("start", "length")
+_STATE_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
+}
+
+
 def compute_in(graph: Graph, dtype: ir.DataType, weights: WeightConverter) -> None:
     """Requires that every value's type is known. Ensures: no float type but `dtype`, except that of
-    logits and of states that are narrower, and no conversion that changes nothing."""
-    _Conversion(graph.model.graph, dtype, weights).run()
+    logits, of states that are narrower and of what is made of positions alone; and no conversion
+    that changes nothing."""
     model = graph.model.graph
+    taken = {value.name: value for value in model.inputs}
+    for spec in graph.layout:
+        taken[spec.input_name].type = ir.TensorType(_STATE_TYPES[spec.dtype])
+    _Conversion(model, dtype, weights).run()
     given = {value.name: value for value in model.outputs}
-    types = {spec.output_name: ir.DataType[_ONNX_NAMES[spec.dtype]] for spec in graph.layout}
+    types = {spec.output_name: _STATE_TYPES[spec.dtype] for spec in graph.layout}
     for name, wanted in {LOGITS: ir.DataType.FLOAT, **types}.items():
-        value = given[name]
-        if value.dtype != wanted:
-            _cast_output(model, value, wanted)
-
-
-_ONNX_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "int8": "INT8"}
+        if given[name].dtype != wanted:
+            _cast_output(model, given[name], wanted)
 
 
 class _Conversion:
@@ -33,60 +41,76 @@ class _Conversion:
         self._graph = graph
         self._dtype = dtype
         self._weights = weights
-        self._made: dict[ir.Value, ir.Value] = {}
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        # float16 tells positions apart up to 2048 alone.
+        self._positional = {value for value in graph.inputs if value.name in _POSITIONS}
 
     def run(self) -> None:
         for node in list(self._graph):
+            wanted = self._wanted_of(node)
             if node.op_type in _CONVERSIONS:
-                self._convert(node)
+                self._convert(node, wanted)
                 continue
             for place, value in enumerate(node.inputs):
-                if value is not None and value.dtype in FLOATS and value.dtype != self._dtype:
-                    node.replace_input_with(place, self._as_wanted(value, node))
+                if value is not None and value.dtype in FLOATS and value.dtype != wanted:
+                    node.replace_input_with(place, self._as(value, wanted, node))
             for value in node.outputs:
                 if value.dtype in FLOATS:
-                    value.type = ir.TensorType(self._dtype)
+                    value.type = ir.TensorType(wanted)
 
-    def _convert(self, node: ir.Node) -> None:
+    def _wanted_of(self, node: ir.Node) -> ir.DataType:
+        values = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        if values and self._positional.issuperset(values):
+            self._positional.update(node.outputs)
+            return ir.DataType.FLOAT
+        return self._dtype
+
+    def _convert(self, node: ir.Node, wanted: ir.DataType) -> None:
         """To a float type: to the one computed in. What then changes nothing goes."""
         (output,), value = node.outputs, node.inputs[0]
         assert value is not None and output.dtype is not None
-        wanted = self._dtype if output.dtype in FLOATS else output.dtype
-        if value.is_initializer() and value.dtype in FLOATS and wanted == self._dtype:
-            value = self._as_wanted(value, node)
-        output.type = ir.TensorType(wanted)
-        if value.dtype == wanted and not output.is_graph_output():
+        dtype = wanted if output.dtype in FLOATS else output.dtype
+        if value.is_initializer() and value.dtype in FLOATS and dtype in FLOATS:
+            value = self._as(value, dtype, node)
+        if value.dtype == dtype and not output.is_graph_output():
             ir.convenience.replace_all_uses_with(output, value)
-            self._graph.remove(node, safe=True)
-            return
-        cast = ir.Node("", "Cast", [value], [_to(wanted)], name=node.name)
-        self._graph.insert_before(node, cast)
-        _take_over(output, cast.outputs[0])
+        else:
+            cast = ir.Node("", "Cast", [value], [_to(dtype)], name=node.name)
+            self._graph.insert_before(node, cast)
+            (made,) = cast.outputs
+            made.type, made.shape = ir.TensorType(dtype), output.shape
+            ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
+            made.name, output.name = output.name, f"{output.name}_replaced"
+            if output in self._positional:
+                self._positional.add(made)
         self._graph.remove(node, safe=True)
 
-    def _as_wanted(self, value: ir.Value, reader: ir.Node) -> ir.Value:
-        if value.dtype == self._dtype:
+    def _as(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+        if value.dtype == dtype:
             return value
-        if value not in self._made:
-            self._made[value] = (
-                self._initializer(value) if value.is_initializer() else self._cast(value, reader)
+        if (value, dtype) not in self._made:
+            made = (
+                self._initializer(value, dtype)
+                if value.is_initializer()
+                else self._cast(value, dtype, reader)
             )
-        return self._made[value]
+            self._made[value, dtype] = made
+        return self._made[value, dtype]
 
-    def _initializer(self, value: ir.Value) -> ir.Value:
+    def _initializer(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         assert value.const_value is not None
-        tensor = self._weights.tensor(value.const_value, self._dtype)
+        tensor = self._weights.tensor(value.const_value, dtype)
         made = ir.Value(
-            name=tensor.name, type=ir.TensorType(self._dtype), shape=value.shape, const_value=tensor
+            name=tensor.name, type=ir.TensorType(dtype), shape=value.shape, const_value=tensor
         )
         self._graph.register_initializer(made)
         return made
 
-    def _cast(self, value: ir.Value, reader: ir.Node) -> ir.Value:
-        cast = ir.Node("", "Cast", [value], [_to(self._dtype)], name=f"{value.name}_cast")
+    def _cast(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+        name = f"{value.name}_{dtype.short_name()}"
+        cast = ir.Node("", "Cast", [value], [_to(dtype)], name=name)
         made = cast.outputs[0]
-        made.name, made.shape = f"{value.name}_cast", value.shape
-        made.type = ir.TensorType(self._dtype)
+        made.name, made.shape, made.type = name, value.shape, ir.TensorType(dtype)
         self._graph.insert_before(reader, cast)
         return made
 
@@ -100,12 +124,6 @@ def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
     made.shape, made.type = value.shape, ir.TensorType(dtype)
     graph.outputs[list(graph.outputs).index(value)] = made
     made.name, value.name = value.name, f"{value.name}.computed"
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    new.name, old.name = old.name, f"{old.name}_replaced"
 
 
 def _to(dtype: ir.DataType) -> ir.Attr:
