@@ -7,6 +7,7 @@ from edgewright.artifacts.manifest import (
     Manifest,
     ModelInfo,
     Provenance,
+    StaticSizes,
     Tokenizer,
     Variant,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Provenance",
     "StateLayout",
     "StateSpec",
+    "StaticSizes",
     "Tokenizer",
     "Variant",
 ]

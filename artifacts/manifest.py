@@ -18,7 +18,7 @@ from edgewright.artifacts.states import StateLayout
 from edgewright.artifacts.strict_json import WHOLE_LIMIT, Items, Range, Text
 
 FORMAT: Final = "edgewright-package"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MANIFEST_NAME = "manifest.json"
 BLOB_PREFIX = "shared_assets/sha256-"
 EVIDENCE_PREFIX = "evidence/"
@@ -97,8 +97,17 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
+class StaticSizes:
+    """What graphs of fixed shapes take, one row at a time: tokens of a prefill, tokens of a state."""
+
+    chunk: Positive
+    capacity: Positive
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One way to run the model. Graphs: `step` does both, or `prefill` and `decode` share it.
+    """One way to run the model. Graphs: `step` does both, or `prefill` and `decode` share it, then
+    with the sizes that both are fixed to.
 
     `bits_per_weight` is the mean over all parameters as this variant has them, scales and all.
     """
@@ -115,6 +124,7 @@ class Variant:
     bits_per_weight: Annotated[float, Range(0, 64)]
     weight_dtypes: Annotated[tuple[Name, ...], Items(1, 64)]
     compute_dtype: Name
+    static: StaticSizes | None = None
 
     def paths(self) -> Iterator[str]:
         """Every file this variant needs, each once it is named."""
@@ -147,7 +157,7 @@ class Manifest:
     """What a package says about itself; `files` and `evidence` are filled in by the writer."""
 
     format: Literal["edgewright-package"] = FORMAT
-    version: Literal[2] = FORMAT_VERSION
+    version: Literal[3] = FORMAT_VERSION
     model: ModelInfo
     generation: GenerationDefaults
     tokenizer: Tokenizer | None
@@ -190,14 +200,17 @@ def _check_version(parsed: Json, source: str) -> None:
 
 
 def _upgraded(parsed: Json) -> Json:
-    """Version 1 had the bits of the model alone: every variant kept the checkpoint's values."""
+    """Version 1 had the bits of the model alone: every variant kept the checkpoint's values. Up to
+    version 2 no graph was static."""
     if not isinstance(parsed, dict) or type(parsed.get("version")) is not int:
         return parsed
     model, variants = parsed.get("model"), parsed.get("variants")
-    if parsed["version"] != 1 or not isinstance(model, dict) or not isinstance(variants, list):
+    if parsed["version"] not in (1, 2) or not isinstance(variants, list):
         return parsed
-    bits = {key: model[key] for key in ("bits_per_weight",) if key in model}
-    added = [bits | variant if isinstance(variant, dict) else variant for variant in variants]
+    missing: dict[str, Json] = {"static": None}
+    if parsed["version"] == 1 and isinstance(model, dict) and "bits_per_weight" in model:
+        missing["bits_per_weight"] = model["bits_per_weight"]
+    added = [missing | variant if isinstance(variant, dict) else variant for variant in variants]
     return parsed | {"version": FORMAT_VERSION, "variants": added}
 
 
@@ -225,6 +238,16 @@ def _check_references(manifest: Manifest) -> None:
 def _check_variant(variant: Variant) -> None:
     if set(variant.graphs) not in ({"step"}, {"prefill", "decode"}):
         raise PackageError(f"variant {variant.name}: step, or prefill and decode, are required")
+    if (variant.static is None) != (set(variant.graphs) == {"step"}):
+        raise PackageError(
+            f"variant {variant.name}: static sizes are required with prefill and decode, and with"
+            " them alone"
+        )
+    if variant.static is not None and variant.static.chunk > variant.static.capacity:
+        raise PackageError(
+            f"variant {variant.name}: a chunk of {variant.static.chunk} tokens does not fit a"
+            f" capacity of {variant.static.capacity}"
+        )
     _check_distinct(f"variant {variant.name}: states", [spec.name for spec in variant.states])
     for spec in variant.states:
         rest = spec.shape[1:]

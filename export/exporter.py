@@ -15,8 +15,10 @@ from edgewright.artifacts import (
     Package,
     PackageWriter,
     Provenance,
+    StaticSizes,
     Variant,
 )
+from edgewright.artifacts.manifest import GraphRole
 from edgewright.custom_ops.compiler import Library, build
 from edgewright.custom_ops.onnx_functions import attach_functions
 from edgewright.export.generation import read_generation
@@ -30,6 +32,7 @@ from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup, plan_of
 from edgewright.export.quantize.quantize import PackedGroup, Quantized, quantize_model
 from edgewright.export.state_order import prove_state_order
+from edgewright.export.static import make_static
 from edgewright.export.stored import Stored
 from edgewright.export.tokenizer import write_tokenizer
 from edgewright.export.trace import trace
@@ -113,7 +116,8 @@ def _write_package(
     tell("compiling kernels", 0, 1)
     paths = _write_libraries(libraries, writer)
     variants = tuple(
-        _write_variant(stored, provider, paths, writer) for provider in options.providers
+        _write_variant(stored, provider, paths, model.config.max_context, writer)
+        for provider in options.providers
     )
     package = writer.finish(
         Manifest(
@@ -203,28 +207,42 @@ def _write_libraries(
 
 
 def _write_variant(
-    stored: Stored, provider: Provider, libraries: Mapping[str, str], writer: PackageWriter
+    stored: Stored,
+    provider: Provider,
+    libraries: Mapping[str, str],
+    max_context: int,
+    writer: PackageWriter,
 ) -> Variant:
-    if provider.lower is not None:
-        stored = provider.lower(stored, writer)
-    graph = stored.graph
-    provider.refuse_foreign_nodes(graph.model)
-    graph.model.ir_version = provider.ir_version
-    path = f"variants/{provider.name}/model.onnx"
-    writer.add_bytes(path, ir.serde.serialize_model(graph.model).SerializeToString())
+    lowered: Mapping[GraphRole, Stored] = {"step": stored}
+    shapes = provider.static
+    if shapes is not None:
+        shapes = shapes.within(max_context)
+        lowered = make_static(stored, shapes, writer)
+    elif provider.lower is not None:
+        lowered = {"step": provider.lower(stored, writer)}
+    graphs: dict[GraphRole, str] = {}
+    for role, each in lowered.items():
+        model = each.graph.model
+        provider.refuse_foreign_nodes(model)
+        model.ir_version = provider.ir_version
+        file = "model" if role == "step" else role
+        graphs[role] = f"variants/{provider.variant_name}/{file}.onnx"
+        writer.add_bytes(graphs[role], ir.serde.serialize_model(model).SerializeToString())
+    (one, *_) = lowered.values()
     return Variant(
-        name=provider.name,
+        name=provider.variant_name,
         provider=provider.name,
-        graphs={"step": path},
-        opset=graph.model.opset_imports[""],
+        graphs=graphs,
+        opset=one.graph.model.opset_imports[""],
         ir_version=provider.ir_version,
         onnxruntime_min=provider.onnxruntime_min,
         libraries=libraries if provider.native_ops else {},
-        weights=stored.paths,
-        states=graph.layout,
-        bits_per_weight=stored.bits_per_weight,
-        weight_dtypes=stored.dtypes,
-        compute_dtype="float32",
+        weights=one.paths,
+        states=one.graph.layout,
+        bits_per_weight=one.bits_per_weight,
+        weight_dtypes=one.dtypes,
+        compute_dtype="float32" if shapes is None else shapes.dtype,
+        static=None if shapes is None else StaticSizes(shapes.chunk, shapes.capacity),
     )
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from edgewright.artifacts.errors import PackageError, SessionError
+from edgewright.artifacts.manifest import Variant
 from edgewright.artifacts.states import StateLayout, StateSpec
 from edgewright.runtime.ort import Array, OrtValue, wrap, zeros
 
 _SPARE_TOKENS = 64
 
 
-def check_layout(layout: StateLayout) -> None:
+def check_layout(variant: Variant) -> None:
     """Refuse what this runtime cannot hold, before anything is allocated."""
-    for spec in layout:
-        if spec.growth == "ring" or spec.update != "in_graph":
+    for spec in variant.states:
+        if spec.growth == "ring" or (spec.update != "in_graph" and variant.static is None):
             raise PackageError(
-                f"state {spec.name} is a {spec.growth} state updated as {spec.update}; "
-                "this runtime holds append and replace states updated in_graph"
+                f"state {spec.name} is a {spec.growth} state updated as {spec.update}; this runtime "
+                "holds append and replace states, updated in_graph where graphs are not static"
             )
         if spec.shape[0] != "batch" or (spec.growth == "append") != ("capacity" in spec.shape):
             raise PackageError(

@@ -1,32 +1,34 @@
-"""Token ids go in; the buffers advance and the logits asked for come out."""
+"""What contexts share: the states of one batch, and how many tokens each of its rows holds."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewright.artifacts.errors import ContextLengthError, SessionError
+from edgewright.artifacts.states import StateLayout
 from edgewright.runtime.budget import Budget
 from edgewright.runtime.buffers import StateBuffers, grown_capacity
-from edgewright.runtime.engine import Engine
-from edgewright.runtime.ort import Binding
 from edgewright.runtime.state import State
 from edgewright.runtime.token_input import Ids
 
 Logits = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class _DecodePlan:
-    """One token a row, bound once: a step writes ids and lengths in place and runs."""
+class Model(Protocol):
+    """What every engine says of its graphs."""
 
-    ids: Ids  # [batch, 1]
-    length: Ids  # [batch]
-    logits: Logits  # [batch, 1, vocab]
-    binding: Binding
+    @property
+    def layout(self) -> StateLayout: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 def check_fits(row: int, tokens: int, limit: int) -> None:
@@ -37,19 +39,29 @@ def check_fits(row: int, tokens: int, limit: int) -> None:
         )
 
 
-class Context:
-    """The states of one batch and how many tokens each of its rows holds."""
-
-    def __init__(self, engine: Engine, batch: int, limit: int, budget: Budget | None) -> None:
+class Context(ABC):
+    def __init__(self, engine: Model, batch: int, limit: int, budget: Budget | None) -> None:
         self.engine = engine
         self.batch = batch
         self.limit = limit
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
         self._budget = budget
-        self._lengths: Ids = np.zeros(batch, dtype=np.int64)  # bound as `start` while decoding
+        self._lengths: Ids = np.zeros(batch, dtype=np.int64)
         self._buffers = self._allocate(0)
-        self._plan: _DecodePlan | None = None
         self._lost = False
+
+    @abstractmethod
+    def prefill(self, rows: Sequence[Ids], chunk: int) -> Logits:
+        """The logits after each row's last token [batch, vocab]; NaN for a row without tokens."""
+
+    @abstractmethod
+    def all_logits(self, ids: Ids, chunk: int) -> Logits:
+        """The logits after every token of a single row [len(ids), vocab]."""
+
+    @abstractmethod
+    def step(self, tokens: Sequence[int], active: Sequence[bool] | None = None) -> Logits:
+        """One token a row, none where inactive. The logits [batch, vocab] are valid until the
+        next step."""
 
     @property
     def lengths(self) -> list[int]:
@@ -64,65 +76,6 @@ class Context:
         for row, (held, more) in enumerate(zip(self.lengths, lengths, strict=True)):
             check_fits(row, held + more, self.limit)
 
-    def prefill(self, rows: Sequence[Ids], chunk: int) -> Logits:
-        """The logits after each row's last token [batch, vocab]; NaN for a row without tokens."""
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        self.check_room(lengths.tolist())
-        self._reserve(lengths)
-        total = int(lengths.max())
-        result = np.full((self.batch, self.engine.vocab_size), np.nan, dtype=np.float32)
-        for offset in range(0, total, chunk):
-            width = min(chunk, total - offset)
-            ids, length = _chunk_of(rows, lengths, offset, width)
-            last = np.maximum(length - 1, 0)[:, None]
-            logits = self._feed(ids, length, last, is_last=offset + width == total)
-            ended = (lengths > offset) & (lengths <= offset + width)
-            result[ended] = logits[ended, 0]
-        return result
-
-    def all_logits(self, ids: Ids, chunk: int) -> Logits:
-        """The logits after every token of a single row [len(ids), vocab]."""
-        self.check_room([len(ids)])
-        self._reserve(np.array([len(ids)], dtype=np.int64))
-        result: Logits = np.empty((1, len(ids), self.engine.vocab_size), dtype=np.float32)
-        for offset in range(0, len(ids), chunk):
-            piece = np.ascontiguousarray(ids[None, offset : offset + chunk])
-            wanted = np.arange(piece.shape[1], dtype=np.int64)[None]
-            length = np.array([piece.shape[1]], dtype=np.int64)
-            # A slice of a single row is contiguous: the graph writes the result itself.
-            logits = result[:, offset : offset + chunk]
-            self._feed(piece, length, wanted, logits, is_last=offset + chunk >= len(ids))
-        flat: Logits = result[0]
-        return flat
-
-    def _feed(
-        self, ids: Ids, length: Ids, wanted: Ids, logits: Logits | None = None, *, is_last: bool
-    ) -> Logits:
-        """Run [batch, seq] ids, right padded; gives logits [batch, wanted, vocab]."""
-        if logits is None:
-            logits = np.empty((*wanted.shape, self.engine.vocab_size), dtype=np.float32)
-        tokens = (ids, self._lengths, length, wanted)
-        self._run(self.engine.bind(tokens, logits, self._buffers), shrink=is_last)
-        self._lengths += length
-        for row, count in enumerate(length.tolist()):
-            self.tokens[row].extend(ids[row, :count].tolist())
-        return logits
-
-    def step(self, tokens: Sequence[int], active: Sequence[bool] | None = None) -> Logits:
-        """One token a row, none where inactive. The logits [batch, vocab] are valid until the
-        next step."""
-        if int(self._lengths.max()) >= self._buffers.capacity:
-            self._reserve(np.ones(self.batch, dtype=np.int64))
-        plan = self._plan or self._plan_decoding()
-        plan.ids[:, 0] = tokens
-        plan.length[:] = 1 if active is None else active
-        self._run(plan.binding)
-        self._lengths += plan.length
-        for row, token in enumerate(tokens):
-            if active is None or active[row]:
-                self.tokens[row].append(int(token))
-        return plan.logits[:, 0]
-
     def snapshot(self) -> State:
         """A copy of the part in use, that nothing changes any more."""
         view = self._view()
@@ -131,9 +84,9 @@ class Context:
             array.flags.writeable = False
         return replace(view, arrays=arrays)
 
-    def copy(self) -> Context:
+    def copy(self) -> Self:
         """A context of its own, with the same tokens."""
-        twin = Context(self.engine, self.batch, self.limit, self._budget)
+        twin = type(self)(self.engine, self.batch, self.limit, self._budget)
         twin.restore(self._view())
         return twin
 
@@ -165,40 +118,6 @@ class Context:
             return wanted
         return self._budget.capacity(self.engine.layout, self.batch, needed, wanted)
 
-    def _reserve(self, more: Ids) -> None:
-        needed = int((self._lengths + more).max())
-        if needed <= self._buffers.capacity:
-            return
-        capacity = self._capacity_for(needed, self._buffers.capacity)
-        self._buffers.grow(capacity, int(self._lengths.max()))
-        self._plan = None
-
-    def _plan_decoding(self) -> _DecodePlan:
-        ids: Ids = np.zeros((self.batch, 1), dtype=np.int64)
-        length: Ids = np.ones(self.batch, dtype=np.int64)
-        wanted: Ids = np.zeros((self.batch, 1), dtype=np.int64)
-        logits: Logits = np.empty((self.batch, 1, self.engine.vocab_size), dtype=np.float32)
-        binding = self.engine.bind((ids, self._lengths, length, wanted), logits, self._buffers)
-        self._plan = _DecodePlan(ids, length, logits, binding)
-        return self._plan
-
-    def _run(self, binding: Binding, shrink: bool = False) -> None:
-        self._check_intact()
-        try:
-            self.engine.run(binding, shrink)
-        except SessionError:
-            # Positions past the length do no harm, but a replaced state may be half of each.
-            self._lost = any(spec.growth == "replace" for spec in self.engine.layout)
-            raise
-
     def _check_intact(self) -> None:
         if self._lost:
             raise SessionError("an earlier run failed and left the state unknown; reset or resume")
-
-
-def _chunk_of(rows: Sequence[Ids], lengths: Ids, offset: int, width: int) -> tuple[Ids, Ids]:
-    ids: Ids = np.zeros((len(rows), width), dtype=np.int64)
-    length = np.clip(lengths - offset, 0, width)
-    for row, count in enumerate(length.tolist()):
-        ids[row, :count] = rows[row][offset : offset + count]
-    return ids, length

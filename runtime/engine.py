@@ -5,26 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgewright.artifacts import Package, trust
-from edgewright.artifacts.errors import PackageError, SessionError
+from edgewright.artifacts.errors import EdgewrightError, PackageError, SessionError
 from edgewright.artifacts.host_target import host_target
-from edgewright.artifacts.manifest import Variant
+from edgewright.artifacts.manifest import GraphRole, Variant
 from edgewright.artifacts.states import StateLayout
 from edgewright.runtime.buffers import StateBuffers, check_layout
+from edgewright.runtime.execution_providers import EXECUTION_PROVIDERS, execution_provider
 from edgewright.runtime.host import default_threads
 from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
 
 Kernels = Literal["native", "portable"]
 
-# The order in which a variant is chosen when the caller names none.
-_EXECUTION_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cpu-portable": "CPUExecutionProvider",
-}
-_TOKEN_INPUTS = ("input_ids", "start", "length", "logit_index")
+TOKEN_INPUTS = ("input_ids", "start", "length", "logit_index")
 _CONFIG = {
     # Repacked weights would be private copies of what is mapped.
     "session.disable_prepacking": "1",
@@ -39,15 +36,15 @@ _warned: set[str] = set()
 def choose_variant(package: Package, provider: str | None) -> Variant:
     """The first variant this runtime knows how to run, or the one for the provider asked for."""
     variants = package.manifest.variants
-    wanted = tuple(_EXECUTION_PROVIDERS) if provider is None else (provider,)
+    wanted = tuple(EXECUTION_PROVIDERS) if provider is None else (provider,)
     for name in wanted:
         for variant in variants:
-            if variant.provider == name and name in _EXECUTION_PROVIDERS:
+            if variant.provider == name and execution_provider(name) is not None:
                 return variant
     has = ", ".join(sorted({variant.provider for variant in variants}))
     raise SessionError(
         f"no variant for {' or '.join(wanted)}; the package has {has}, and this runtime runs "
-        f"{', '.join(_EXECUTION_PROVIDERS)}"
+        f"{', '.join(EXECUTION_PROVIDERS)}"
     )
 
 
@@ -65,18 +62,16 @@ class Engine:
 
     @classmethod
     def open(cls, package: Package, variant: Variant, threads: int | None) -> Engine:
-        if set(variant.graphs) != {"step"}:
-            raise PackageError(f"variant {variant.name} has no step graph; this runtime needs one")
-        check_layout(variant.states)
+        check_layout(variant)
         graph = package.read_verified(variant.graphs["step"])
         count = default_threads() if threads is None else threads
         session, kernels = open_graph(package, variant, graph, count)
-        _check_interface(session, variant)
+        check_interface(session, variant, "step")
         return cls(
             session=session,
             layout=variant.states,
             vocab_size=package.manifest.model.vocab_size,
-            fingerprint=_fingerprint(graph, variant.states),
+            fingerprint=fingerprint_of([graph], variant.states),
             kernels=kernels,
             threads=count,
             shrink_after=_shrinking_run_options(load_onnxruntime()),
@@ -87,7 +82,7 @@ class Engine:
     ) -> Binding:
         """Everything bound to memory of ours; each state to the same memory in and out."""
         binding = self.session.io_binding()
-        for name, array in zip(_TOKEN_INPUTS, tokens, strict=True):
+        for name, array in zip(TOKEN_INPUTS, tokens, strict=True):
             binding.bind_ortvalue_input(name, wrap(array))
         binding.bind_ortvalue_output("logits", wrap(logits))
         for spec, value in zip(self.layout, buffers.values, strict=True):
@@ -103,17 +98,27 @@ class Engine:
             else:
                 self.session.run_with_iobinding(binding)
         except Exception as error:  # the binding raises its own types, and RuntimeError besides
-            raise SessionError(f"onnxruntime could not run the graph: {one_line(error)}") from error
+            raise run_error(error) from error
+
+
+def run_error(error: BaseException) -> SessionError:
+    return SessionError(f"onnxruntime could not run the graph: {one_line(error)}")
 
 
 def open_graph(
-    package: Package, variant: Variant, graph: bytes, threads: int
+    package: Package, variant: Variant, graph: bytes, threads: int, role: GraphRole = "step"
 ) -> tuple[OrtSession, Kernels]:
     """The variant's graph, or one made from it, with the package's weights and kernels."""
     ort = load_onnxruntime()
     _check_release(ort.__version__, variant)
     library = _trusted_library(package, variant)
-    return _open_session(ort, package, variant, graph, library, threads)
+    try:
+        return _open_session(ort, package, variant, graph, library, threads)
+    except EdgewrightError:
+        raise
+    except Exception as error:
+        path = variant.graphs[role]
+        raise PackageError(f"{path}: onnxruntime cannot open it: {one_line(error)}") from error
 
 
 def _check_release(found: str, variant: Variant) -> None:
@@ -154,7 +159,10 @@ def _warn_once(message: str) -> None:
 def _open_session(
     ort: Any, package: Package, variant: Variant, graph: bytes, library: str | None, threads: int
 ) -> tuple[OrtSession, Kernels]:
+    provider = execution_provider(variant.provider)
+    assert provider is not None  # choose_variant
     options = _session_options(ort, package, threads)
+    provider.add_to(ort, options, variant.provider)
     kernels: Kernels = "portable"
     if library is not None:
         try:
@@ -163,17 +171,13 @@ def _open_session(
         except Exception as error:
             _warn_once(f"{library} cannot be loaded ({one_line(error)}): {_SLOWER}")
             options = _session_options(ort, package, threads)
-    try:
-        session: OrtSession = ort.InferenceSession(
-            graph,
-            options,
-            providers=[_EXECUTION_PROVIDERS[variant.provider]],
-            disabled_optimizers=_DISABLED_OPTIMIZERS,
-            enable_fallback=0,  # a fallback prints, and tries the same thing again
-        )
-    except Exception as error:
-        path = variant.graphs["step"]
-        raise PackageError(f"{path}: onnxruntime cannot open it: {one_line(error)}") from error
+    session: OrtSession = ort.InferenceSession(
+        graph,
+        options,
+        providers=None if provider.plugin else [provider.name],
+        disabled_optimizers=_DISABLED_OPTIMIZERS,
+        enable_fallback=0,  # a fallback prints, and tries the same thing again
+    )
     return session, kernels
 
 
@@ -199,8 +203,8 @@ def _shrinking_run_options(ort: Any) -> object:
     return options
 
 
-def _check_interface(session: OrtSession, variant: Variant) -> None:
-    inputs = [*_TOKEN_INPUTS, *(spec.input_name for spec in variant.states)]
+def check_interface(session: OrtSession, variant: Variant, role: GraphRole) -> None:
+    inputs = [*TOKEN_INPUTS, *(spec.input_name for spec in variant.states)]
     outputs = ["logits", *(spec.output_name for spec in variant.states)]
     for what, found, required in (
         ("inputs", [arg.name for arg in session.get_inputs()], inputs),
@@ -209,11 +213,11 @@ def _check_interface(session: OrtSession, variant: Variant) -> None:
         if set(found) != set(required):
             odd = sorted(set(found) ^ set(required))
             raise PackageError(
-                f"{variant.graphs['step']}: its {what} are not those of the manifest's states; "
+                f"{variant.graphs[role]}: its {what} are not those of the manifest's states; "
                 f"these are in one only: {', '.join(odd[:6])}"
             )
 
 
-def _fingerprint(graph: bytes, layout: StateLayout) -> str:
-    """The graph names its weights by content, so its bytes stand for the model."""
-    return hashlib.sha256(graph + repr(layout).encode()).hexdigest()
+def fingerprint_of(graphs: Sequence[bytes], layout: StateLayout) -> str:
+    """A graph names its weights by content, so its bytes stand for the model."""
+    return hashlib.sha256(b"".join([*graphs, repr(layout).encode()])).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgewright.artifacts import Package
 from edgewright.artifacts.errors import SessionError
+from edgewright.artifacts.manifest import StaticSizes, Variant
 from edgewright.runtime.budget import Budget
 from edgewright.runtime.chat import ChatMessage, ChatTemplates
 from edgewright.runtime.context import Context, Logits, check_fits
@@ -18,6 +19,9 @@ from edgewright.runtime.generation import Row, advance, make_ending, make_rows, 
 from edgewright.runtime.package_text import open_chat, open_codec
 from edgewright.runtime.sampling import Sampling
 from edgewright.runtime.state import State
+from edgewright.runtime.static_context import StaticContext
+from edgewright.runtime.static_engine import StaticEngine
+from edgewright.runtime.step_context import StepContext
 from edgewright.runtime.text import TextCodec
 from edgewright.runtime.token_input import (
     Ids,
@@ -58,7 +62,7 @@ class Session:
     def __init__(
         self,
         package: Package,
-        engine: Engine,
+        engine: Engine | StaticEngine,
         context_limit: int,
         budget: Budget | None,
         variant_name: str,
@@ -93,11 +97,14 @@ class Session:
         limit = opened.manifest.model.max_context
         if capacity is not None:
             limit = check_at_least_one("capacity", capacity, "token")
+        if variant.static is not None:
+            limit = _fixed_limit(variant, variant.static, limit, asked=capacity is not None)
         if threads is not None:
             threads = check_at_least_one("threads", threads)
         if budget is not None and not isinstance(budget, Budget):
             raise SessionError(f"budget is {budget!r}; a Budget(memory_bytes) is required")
-        engine = Engine.open(opened, variant, threads)
+        opener = Engine if variant.static is None else StaticEngine
+        engine = opener.open(opened, variant, threads)
         return cls(opened, engine, limit, budget, variant.name)
 
     @property
@@ -351,7 +358,9 @@ class Session:
         return check_at_least_one("chunk", chunk, "token")
 
     def _new_context(self, batch: int) -> Context:
-        return Context(self._engine, batch, self.context_limit, self._budget)
+        if isinstance(self._engine, StaticEngine):
+            return StaticContext(self._engine, batch, self.context_limit, self._budget)
+        return StepContext(self._engine, batch, self.context_limit, self._budget)
 
     def _fresh_context(self, batch: int) -> Context:
         if self._context is not None and self._context.batch == batch:
@@ -374,3 +383,12 @@ class Session:
         if self._context is None:
             raise SessionError("the session has no state yet; prefill or decode first")
         return self._context
+
+
+def _fixed_limit(variant: Variant, sizes: StaticSizes, limit: int, asked: bool) -> int:
+    if asked and limit > sizes.capacity:
+        raise SessionError(
+            f"variant {variant.name} holds {sizes.capacity} tokens, fixed when it was exported; a"
+            f" capacity of {limit} is too large"
+        )
+    return min(limit, sizes.capacity)

@@ -1,23 +1,26 @@
-"""Providers: one file each, named for the provider, saying what it takes and how it wants it."""
+"""Providers: one file each, named for the provider, saying what it takes and how it wants it. One that
+is compiled for a chip is asked for with the chip's name, as qnn:sm8650."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgewright.artifacts import PackageWriter
 from edgewright.artifacts.errors import ExportError
+from edgewright.export.static import StaticShapes
 from edgewright.export.stored import Stored
 
 
 @dataclass(frozen=True)
 class Provider:
     """`domains` maps each op domain to the op types it takes, or None for all of them. `lower`, if
-    it is given, makes what it takes of the graph with our own ops and of that graph's weights."""
+    it is given, makes what it takes of the graph with our own ops and of that graph's weights;
+    `static` asks for a prefill and a decode graph of fixed shapes instead."""
 
     name: str
     opset: int
@@ -26,6 +29,12 @@ class Provider:
     domains: dict[str, frozenset[str] | None]
     native_ops: bool
     lower: Callable[[Stored, PackageWriter], Stored] | None = None
+    static: StaticShapes | None = None
+
+    @property
+    def variant_name(self) -> str:
+        """The name in words that a path may have."""
+        return self.name.replace(":", "-")
 
     def refuse_foreign_nodes(self, model: ir.Model) -> None:
         """Placement is strict: a node the provider does not take is an error that names it."""
@@ -44,14 +53,25 @@ class Provider:
 
 
 def known_providers() -> list[str]:
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return sorted(name for module in _modules() for name in _providers_of(module))
 
 
 def find_provider(name: str) -> Provider:
-    if name not in known_providers():
+    module = name.partition(":")[0]
+    found = _providers_of(module) if module in _modules() else {}
+    if name not in found:
         raise ExportError(
             f"provider {name!r} is not known; known are: {', '.join(known_providers())}"
         )
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    provider: Provider = module.PROVIDER
-    return provider
+    return found[name]
+
+
+def _modules() -> list[str]:
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
+
+
+def _providers_of(module: str) -> Mapping[str, Provider]:
+    """A file has a PROVIDER, or PROVIDERS, one for each chip."""
+    found = importlib.import_module(f"{__name__}.{module.replace('-', '_')}")
+    providers: tuple[Provider, ...] = getattr(found, "PROVIDERS", None) or (found.PROVIDER,)
+    return {provider.name: provider for provider in providers}

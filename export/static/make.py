@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import common as standard
 
 from edgewright.artifacts import Blob, PackageWriter
 from edgewright.artifacts.errors import ExportError
+from edgewright.artifacts.manifest import GraphRole
 from edgewright.custom_ops import DOMAIN
 from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
@@ -23,8 +23,6 @@ from edgewright.export.static.softplus import restore_softplus
 from edgewright.export.static.weights import WeightConverter
 from edgewright.export.stored import Stored
 
-StaticRole = Literal["prefill", "decode"]
-
 _TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 _FOLD_LIMIT_BYTES = 16 << 10  # what is larger is a blob, and not read
 # What no provider of static graphs takes.
@@ -33,14 +31,14 @@ _DYNAMIC = frozenset({"Loop", "Scan", "If", "Shape", "NonZero", "Range", "Consta
 
 def make_static(
     stored: Stored, shapes: StaticShapes, writer: PackageWriter
-) -> Mapping[StaticRole, Stored]:
+) -> Mapping[GraphRole, Stored]:
     """Ensures: standard ops alone, every size a number, no loop, and one set of weights for both."""
     blobs = (*stored.packed.values(), *stored.kept.values())
     weights = WeightConverter(blobs, writer)
     layout = shapes.layout(stored.graph.layout)
-    made: dict[StaticRole, Graph] = {}
+    made: dict[GraphRole, Graph] = {}
     kept: dict[str, Blob] = {}
-    sizes: tuple[tuple[StaticRole, int], ...] = (("prefill", shapes.chunk), ("decode", 1))
+    sizes: tuple[tuple[GraphRole, int], ...] = (("prefill", shapes.chunk), ("decode", 1))
     for role, seq in sizes:
         model = ir.serde.deserialize_model(ir.serde.serialize_model(stored.graph.model))
         graph = Graph(model, layout)

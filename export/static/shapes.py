@@ -22,6 +22,11 @@ class StaticShapes:
     update: Update = "in_graph"
     tokens: TokenDtype = "int64"
 
+    def within(self, max_context: int) -> StaticShapes:
+        """No state has room for more than the model is good for."""
+        capacity = min(self.capacity, max_context)
+        return replace(self, capacity=capacity, chunk=min(self.chunk, capacity))
+
     def layout(self, canonical: StateLayout) -> StateLayout:
         return StateLayout(
             tuple(

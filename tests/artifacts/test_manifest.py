@@ -16,7 +16,7 @@ from edgewright import artifacts
 from edgewright.artifacts import Evidence, FileEntry, Manifest, Package, StateSpec
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.json_schema import manifest_schema, schema_bytes
-from edgewright.artifacts.manifest import GraphRole
+from edgewright.artifacts.manifest import GraphRole, StaticSizes
 
 GOLDEN = Path(__file__).with_name("golden_manifest.json")
 SCHEMA = Path(next(iter(artifacts.__path__))) / "manifest.schema.json"
@@ -58,14 +58,22 @@ def _add_file(path: str) -> Edit:
     return _set("files", path, to={"sha256": "0" * 64, "size": 0})
 
 
+def _static(**sizes: int) -> Edit:
+    def edit(document: Any) -> None:
+        graphs = {"prefill": GRAPH, "decode": GRAPH}
+        document["variants"][0] |= {"graphs": graphs, "static": sizes}
+
+    return edit
+
+
 STATE = ("variants", 0, "states", "specs", 0)
 WRONG_FIELDS: list[tuple[Edit, str]] = [
     (_set("format", to="something"), '"format" is not "edgewright-package"'),
     (_drop("format"), '"format" is not "edgewright-package"'),
-    (_set("version", to=3), "format version 3; this Edgewright reads up to 2"),
-    (_set("version", to=0), "version is 0; 2 is required"),
-    (_set("version", to=True), "version is true; 2 is required"),
-    (_set("version", to="1"), 'version is "1"; 2 is required'),
+    (_set("version", to=4), "format version 4; this Edgewright reads up to 3"),
+    (_set("version", to=0), "version is 0; 3 is required"),
+    (_set("version", to=True), "version is true; 3 is required"),
+    (_set("version", to="1"), 'version is "1"; 3 is required'),
     (_drop("version"), "version is missing"),
     (_drop("model"), "model is missing"),
     (_drop("model", "layers"), "model.layers is missing"),
@@ -94,6 +102,9 @@ WRONG_FIELDS: list[tuple[Edit, str]] = [
     (_set("variants", 0, to=None), r"variants\[0\] is null; an object is required"),
     (_set("variants", 0, "graphs", to={}), r"variants\[0\].graphs has 0 entries"),
     (_set("variants", 0, "graphs", "other", to=GRAPH), r"graphs.* the key \"other\" is \"other\""),
+    (_static(chunk=0, capacity=8), r"static.chunk is 0; 1 to"),
+    (_set("variants", 0, "static", to=8), r"variants\[0\].static is 8; an object"),
+    (_drop("variants", 0, "static"), r"variants\[0\].static is missing"),
     (_set("variants", 0, "bits_per_weight", to=65), r"bits_per_weight is 65; 0 to 64 is required"),
     (_drop("variants", 0, "bits_per_weight"), r"variants\[0\].bits_per_weight is missing"),
     (_set("variants", 0, "provider", to="CPU"), "not a provider's name"),
@@ -122,6 +133,9 @@ WRONG_REFERENCES: list[tuple[Edit, str]] = [
     (_set("tokenizer", "definition", to="gone.json"), "the tokenizer needs gone.json"),
     (_set("tokenizer", "special_tokens", "bos_token", to="\ud800"), "half a surrogate pair"),
     (_set("variants", 0, "graphs", to={"decode": GRAPH}), "step, or prefill and decode"),
+    (_set("variants", 0, "static", to={"chunk": 4, "capacity": 8}), "static sizes are required"),
+    (_set("variants", 0, "graphs", to={"prefill": GRAPH, "decode": GRAPH}), "static sizes are"),
+    (_static(chunk=9, capacity=8), "a chunk of 9 tokens does not fit a capacity of 8"),
     (_set("variants", 0, "weights", to=["shared_assets/gone"]), "needs shared_assets/gone, which"),
     (_set("variants", 0, "libraries", "wasm", to="lib/x"), "needs lib/x, which files does not"),
     (lambda d: d["variants"].append(d["variants"][0]), "variants: cpu appears 2 times"),
@@ -190,7 +204,15 @@ def test_a_manifest_of_version_1_is_read(golden: Any) -> None:
     """It had the model's bits alone, and they were every variant's."""
     wanted = Manifest.from_bytes(_bytes(golden))
     golden["version"] = 1
-    del golden["variants"][0]["bits_per_weight"]
+    del golden["variants"][0]["bits_per_weight"], golden["variants"][0]["static"]
+    assert Manifest.from_bytes(_bytes(golden)) == wanted
+
+
+def test_a_manifest_of_version_2_is_read(golden: Any) -> None:
+    """Its graphs were made for any size."""
+    wanted = Manifest.from_bytes(_bytes(golden))
+    golden["version"] = 2
+    del golden["variants"][0]["static"]
     assert Manifest.from_bytes(_bytes(golden)) == wanted
 
 
@@ -204,7 +226,8 @@ def test_what_is_absent_is_written_as_null_and_read_again(package: Package) -> N
 def test_two_variants_share_blobs_and_split_their_graphs(package: Package) -> None:
     first = package.manifest.variants[0]
     graphs: dict[GraphRole, str] = {"prefill": GRAPH, "decode": GRAPH}
-    second = replace(first, name="qnn-sm8650", provider="qnn:sm8650", graphs=graphs)
+    sizes = StaticSizes(chunk=64, capacity=2048)
+    second = replace(first, name="qnn-sm8650", provider="qnn:sm8650", graphs=graphs, static=sizes)
     manifest = replace(package.manifest, variants=(first, second))
     assert Manifest.from_bytes(manifest.to_bytes()).variant("qnn-sm8650") == second
     with pytest.raises(PackageError, match="no variant 'gpu'; it has cpu, qnn-sm8650"):

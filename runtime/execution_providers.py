@@ -1,0 +1,73 @@
+"""A variant's provider goes in; the ONNX Runtime execution provider that runs it comes out.
+
+A provider of ours that is made for one chip has the chip's name after a colon."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgewright.artifacts.errors import SessionError
+from edgewright.runtime.ort import one_line
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An execution provider in a wheel of its own, which places every node of a graph or none.
+    `chips` are the options for each chip it is told to compile for."""
+
+    module: str
+    extra: str
+    chips: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class ExecutionProvider:
+    name: str
+    plugin: Plugin | None = None
+    _registered: list[str] = field(default_factory=list, compare=False)
+
+    def add_to(self, ort: Any, options: Any, provider: str) -> None:
+        """Only for a plugin: the providers that come with ONNX Runtime are named to the session."""
+        if self.plugin is None:
+            return
+        chip = provider.partition(":")[2]
+        if chip not in self.plugin.chips:
+            known = ", ".join(self.plugin.chips)
+            raise SessionError(f"{provider}: this runtime knows no chip {chip!r}; it knows {known}")
+        self._register(ort)
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == self.name]
+        if not devices:
+            raise SessionError(f"{provider}: {self.name} found no device on this machine")
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.add_provider_for_devices(devices, dict(self.plugin.chips[chip]))
+
+    def _register(self, ort: Any) -> None:
+        assert self.plugin is not None
+        if self._registered:
+            return
+        try:
+            module = importlib.import_module(self.plugin.module)
+        except ImportError as error:
+            raise SessionError(
+                f"{self.plugin.module} cannot be imported; install it with"
+                f" pip install 'edgewright[{self.plugin.extra}]'"
+            ) from error
+        try:
+            ort.register_execution_provider_library(self.name, module.get_library_path())
+        except Exception as error:
+            raise SessionError(f"{self.name} cannot be loaded: {one_line(error)}") from error
+        self._registered.append(self.name)
+
+
+_CPU = ExecutionProvider("CPUExecutionProvider")
+
+# In the order in which a variant is chosen when the caller names none; what is made for a chip is
+# run only where it is asked for.
+EXECUTION_PROVIDERS = {"cpu": _CPU, "cpu-portable": _CPU}
+
+
+def execution_provider(provider: str) -> ExecutionProvider | None:
+    return EXECUTION_PROVIDERS.get(provider.partition(":")[0])
