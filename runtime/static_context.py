@@ -19,9 +19,7 @@ class StaticContext(Context):
     """A prefill graph for chunks and a decode graph for single tokens. What a graph gives for a
     state is kept only when it is taken over, so that a chunk can be run again for other logits."""
 
-    def __init__(
-        self, engine: StaticEngine, batch: int, limit: int, budget: Budget | None
-    ) -> None:
+    def __init__(self, engine: StaticEngine, batch: int, limit: int, budget: Budget | None) -> None:
         self._graphs = engine
         self._bound: dict[tuple[StaticRole, int], Bound] = {}
         super().__init__(engine, batch, limit, budget)

@@ -13,6 +13,7 @@ from edgewright.custom_ops import DOMAIN, OPS
 from edgewright.custom_ops.static_node import StaticNode
 from edgewright.export.graph import Graph
 from edgewright.export.static.shapes import StaticShapes
+from edgewright.export.static.weights import FLOATS
 
 
 def set_sizes(graph: Graph, shapes: StaticShapes, seq: int) -> None:
@@ -51,9 +52,7 @@ def lower_ops(graph: Graph, shapes: StaticShapes, seq: int) -> None:
         if node.domain != DOMAIN:
             continue
         module = import_module(f"edgewright.custom_ops.{OPS[node.op_type].function}.lower")
-        function = module.lower_node(
-            StaticNode(node, 1, seq, shapes.capacity, shapes.update)
-        )
+        function = module.lower_node(StaticNode(node, 1, seq, shapes.capacity, shapes.update))
         _call(model, node, function)
     standard.InlinePass()(model)
     model.opset_imports.pop(DOMAIN, None)
@@ -62,6 +61,9 @@ def lower_ops(graph: Graph, shapes: StaticShapes, seq: int) -> None:
 def _call(model: ir.Model, node: ir.Node, function: ir.Function) -> None:
     """Every node has a function of its own, as its sizes may be its own."""
     function.overload = str(len(model.functions))
+    for place, value in enumerate(node.inputs):
+        if value is not None and value.is_initializer() and value.dtype in FLOATS:
+            node.replace_input_with(place, _as_float32(model.graph, node, value))
     model.functions[function.identifier()] = function
     call = ir.Node(
         function.domain,
@@ -71,13 +73,24 @@ def _call(model: ir.Model, node: ir.Node, function: ir.Function) -> None:
         num_outputs=len(node.outputs),
         name=node.name,
     )
-    assert model.graph is node.graph
     model.graph.insert_before(node, call)
     for old, new in zip(node.outputs, call.outputs, strict=True):
         new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name, old.name = old.name, f"{old.name}_replaced"
     model.graph.remove(node, safe=True)
+
+
+def _as_float32(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Our ops read weights of any float type; the standard ones want that of what they multiply."""
+    if value.dtype == ir.DataType.FLOAT:
+        return value
+    cast = ir.Node("", "Cast", [value], [ir.Attr("to", ir.AttributeType.INT, ir.DataType.FLOAT)])
+    (made,) = cast.outputs
+    cast.name = made.name = f"{node.name}_{value.name}_float32"
+    made.type, made.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+    graph.insert_before(node, cast)
+    return made
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -61,7 +61,8 @@ def make_static(
 
 
 def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverter) -> None:
-    _unpack(graph.model.graph, weights)
+    dtype = _TYPES[shapes.dtype]
+    _unpack(graph.model.graph, dtype, weights)
     set_sizes(graph, shapes, seq)
     lower_ops(graph, shapes, seq)
     _fold(graph.model)
@@ -69,14 +70,14 @@ def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverte
     if shapes.dtype == "float16":
         restore_softplus(graph.model)
     standard.RemoveUnusedNodesPass()(graph.model)
-    compute_in(graph, _TYPES[shapes.dtype], weights)
+    compute_in(graph, dtype, weights)
     _fold(graph.model)
     _refuse_dynamic(graph.model.graph)
     if shapes.update == "in_graph":
         prove_state_order(graph)
 
 
-def _unpack(graph: ir.Graph, weights: WeightConverter) -> None:
+def _unpack(graph: ir.Graph, dtype: ir.DataType, weights: WeightConverter) -> None:
     """Packed weights that our ops read become matrices of floats."""
     for node in graph:
         for value in node.inputs if node.domain == DOMAIN else ():
@@ -84,7 +85,7 @@ def _unpack(graph: ir.Graph, weights: WeightConverter) -> None:
                 continue
             held = value.const_value
             assert isinstance(held, ir.ExternalTensor)
-            tensor = weights.unpacked(held, 3 if node.op_type == "RoutedExperts" else 2)
+            tensor = weights.unpacked(held, 3 if node.op_type == "RoutedExperts" else 2, dtype)
             value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
             value.type = ir.TensorType(tensor.dtype)
 
@@ -101,9 +102,15 @@ def _refuse_dynamic(graph: ir.Graph) -> None:
     for node in graph:
         varies = node.op_type in _DYNAMIC
         if node.op_type == "Slice":
-            varies = any(value is not None and not value.is_initializer() for value in node.inputs[1:])
-        if varies or any(v.shape is None or not v.shape.is_static() for v in node.outputs if v.name):
-            raise ExportError(f"node {node.name} ({node.op_type}) has sizes that vary from call to call")
+            varies = any(
+                value is not None and not value.is_initializer() for value in node.inputs[1:]
+            )
+        if varies or any(
+            v.shape is None or not v.shape.is_static() for v in node.outputs if v.name
+        ):
+            raise ExportError(
+                f"node {node.name} ({node.op_type}) has sizes that vary from call to call"
+            )
 
 
 def _blobs(graph: ir.Graph, weights: WeightConverter) -> dict[str, Blob]:

@@ -21,12 +21,16 @@ def tabulate(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConver
     model = graph.model.graph
     start = next(value for value in model.inputs if value.name == "start")
     found = _functions_of(model, start)
-    ends = [value for value in found if any(use.node.outputs[0] not in found for use in value.uses())]
+    ends = [
+        value for value in found if any(use.node.outputs[0] not in found for use in value.uses())
+    ]
     positions: ir.Value | None = None
     for value in ends:
         if found[value] and value.dtype in FLOATS:
             positions = positions or _positions(graph, start, shapes.capacity, seq)
-            table = weights.large(_rows(model, start, value, shapes.capacity, seq), f"{value.name}_rows")
+            table = weights.large(
+                _rows(model, start, value, shapes.capacity, seq), f"{value.name}_rows"
+            )
             _read(model, value, positions, table)
 
 
@@ -72,9 +76,7 @@ def _positions(graph: Graph, start: ir.Value, capacity: int, seq: int) -> ir.Val
     return found
 
 
-def _read(
-    graph: ir.Graph, value: ir.Value, positions: ir.Value, table: ir.TensorProtocol
-) -> None:
+def _read(graph: ir.Graph, value: ir.Value, positions: ir.Value, table: ir.TensorProtocol) -> None:
     held = ir.Value(
         name=table.name, type=ir.TensorType(table.dtype), shape=table.shape, const_value=table
     )

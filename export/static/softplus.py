@@ -39,7 +39,11 @@ def _operands(
 ) -> tuple[ir.Node | None, ir.Node | None]:
     if node is None or node.op_type != op_type or len(node.inputs) != 2:
         return None, None
-    found = {value.producer().op_type: value.producer() for value in node.inputs if value is not None and value.producer() is not None}
+    found = {
+        value.producer().op_type: value.producer()
+        for value in node.inputs
+        if value is not None and value.producer() is not None
+    }
     return found.get(first), found.get(second)
 
 

@@ -3,7 +3,7 @@ as blobs of the package that its graphs, and other providers, share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -36,22 +36,22 @@ class WeightConverter:
         key = (str(held.location), dtype)
         if key not in self._converted:
             values = np.memmap(self._path(held), dtype=held.dtype.numpy(), mode="r")
-            self._converted[key] = self._writer.add_blob(_pieces(values, dtype, name))
+            self._converted[key] = self._keep(self._writer.add_blob(_pieces(values, dtype, name)))
         return _external(self._converted[key], dtype, tuple(held.shape.numpy()), name)
 
-    def unpacked(self, held: ir.ExternalTensor, rank: int) -> ir.TensorProtocol:
-        """The float32 values of a packed blob: a matrix [N, K], or a stack of them [E, N, K]."""
+    def unpacked(self, held: ir.ExternalTensor, rank: int, dtype: ir.DataType) -> ir.TensorProtocol:
+        """The values of a packed blob: a matrix [N, K], or a stack of them [E, N, K]."""
         matrices = unpack(np.memmap(self._path(held), dtype=np.uint8, mode="r"))
         name = f"{held.name}.unpacked"
         sizes = (matrices[0].rows, matrices[0].columns)
         shape = sizes if rank == 2 else (len(matrices), *sizes)
         if rank == 2 and len(matrices) > 1:
             raise ExportError(f"{held.name} is a stack of matrices; a single one is required")
-        key = (f"{held.location} unpacked", ir.DataType.FLOAT)
+        key = (f"{held.location} unpacked", dtype)
         if key not in self._converted:
-            pieces = (_bytes(matrix.dequantised()) for matrix in matrices)
+            pieces = (_bytes(_rounded(matrix.dequantised(), dtype, name)) for matrix in matrices)
             self._converted[key] = self._keep(self._writer.add_blob(pieces))
-        return _external(self._converted[key], ir.DataType.FLOAT, shape, name)
+        return _external(self._converted[key], dtype, shape, name)
 
     def large(self, values: NDArray[np.generic], name: str) -> ir.TensorProtocol:
         """A tensor of ours: a blob where it is large."""
@@ -65,9 +65,7 @@ class WeightConverter:
         return blob
 
     def blob_of(self, held: ir.ExternalTensor) -> Blob:
-        known: Mapping[str, Blob] = {blob.path: blob for blob in self._converted.values()}
-        path = str(held.location)
-        return known[path] if path in known else self._blobs[path]
+        return self._blobs[str(held.location)]
 
     def _path(self, held: ir.ExternalTensor) -> str:
         return str(self._writer.path_of(self.blob_of(held)))
@@ -91,9 +89,7 @@ def _pieces(values: NDArray[np.generic], dtype: ir.DataType, name: str) -> Itera
         yield _bytes(_rounded(values[offset : offset + _PIECE_VALUES], dtype, name))
 
 
-def _rounded(
-    values: NDArray[np.generic], dtype: ir.DataType, name: str
-) -> NDArray[np.generic]:
+def _rounded(values: NDArray[np.generic], dtype: ir.DataType, name: str) -> NDArray[np.generic]:
     with np.errstate(over="ignore"):
         rounded: NDArray[np.generic] = values.astype(np.float32).astype(dtype.numpy())
     if np.isfinite(values.astype(np.float32)).sum() != np.isfinite(rounded).sum():
