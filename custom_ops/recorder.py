@@ -34,6 +34,11 @@ class Recorder:
         output = ir.Value(name=f"{self._prefix}{op_type}_{len(self._tape.nodes)}")
         return self._tape.op(op_type, values, attributes, output=output)
 
+    @property
+    def nodes(self) -> Sequence[ir.Node]:
+        """What was recorded, to be put into a graph that there is already."""
+        return self._tape.nodes
+
     def ours(self, name: str, *inputs: ir.Value) -> ir.Value:
         """A call of a function that bodies share."""
         output = ir.Value(name=f"{self._prefix}{name}_{len(self._tape.nodes)}")

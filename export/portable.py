@@ -49,10 +49,6 @@ class _Lowered:
 
 
 class _Recorder(Recorder):
-    @property
-    def nodes(self) -> Sequence[ir.Node]:
-        return self._tape.nodes
-
     def product(self, x: ir.Value, weights: Sequence[ir.Value], rows: PortableRows) -> ir.Value:
         sizes = {"K": rows.columns, "N": rows.rows, "bits": rows.bits, "block_size": rows.block}
         output = ir.Value(name=f"{self._prefix}MatMulNBits_{len(self._tape.nodes)}")

@@ -62,11 +62,29 @@ class ExecutionProvider:
         self._registered.append(self.name)
 
 
+def _htp(soc_model: int, arch: int) -> Mapping[str, str]:
+    """Without a chip the plugin computes in float32, and refuses what it would take."""
+    return {"backend_type": "htp", "soc_model": str(soc_model), "htp_arch": str(arch)}
+
+
+_QNN = ExecutionProvider(
+    "QNNExecutionProvider",
+    Plugin(
+        "onnxruntime_qnn",
+        "qnn",
+        {
+            "sm8550": _htp(43, 73),
+            "sm8650": _htp(57, 75),
+            "sm8750": _htp(69, 79),
+            "sc8380xp": _htp(60, 73),
+        },
+    ),
+)
 _CPU = ExecutionProvider("CPUExecutionProvider")
 
 # In the order in which a variant is chosen when the caller names none; what is made for a chip is
 # run only where it is asked for.
-EXECUTION_PROVIDERS = {"cpu": _CPU, "cpu-portable": _CPU}
+EXECUTION_PROVIDERS = {"cpu": _CPU, "cpu-portable": _CPU, "qnn": _QNN}
 
 
 def execution_provider(provider: str) -> ExecutionProvider | None:

@@ -30,7 +30,7 @@ class StaticScan:
     @property
     def doubles(self) -> bool:
         rounds = (self.seq - 1).bit_length()
-        return 8 * rounds + 2 < 2 * self.seq + 3  # the nodes of either form
+        return self.seq > 1 and 8 * rounds + 2 < 2 * self.seq + 3  # the nodes of either form
 
 
 def lower_node(found: StaticNode) -> ir.Function:
@@ -72,6 +72,9 @@ def _unrolled(
     op: Recorder, node: StaticScan, decay: ir.Value, added: ir.Value, held: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """The states after each step [B, S, N, D] and after the last."""
+    if node.seq == 1:
+        held = op("Add", op("Mul", decay, held), added)
+        return held, held
     each = {"axis": 1, "num_outputs": node.seq}
     decays = op.several("Split", node.seq, decay, **each)
     inputs = op.several("Split", node.seq, added, **each)

@@ -15,11 +15,12 @@ from edgewright.custom_ops import DOMAIN
 from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
 from edgewright.export.state_order import prove_state_order
+from edgewright.export.static.half_forms import bound_exponents, restore_softplus
 from edgewright.export.static.lowering import infer_shapes, lower_ops, set_sizes
 from edgewright.export.static.precision import compute_in
 from edgewright.export.static.rotations import tabulate
+from edgewright.export.static.running_sums import multiply_sums
 from edgewright.export.static.shapes import StaticShapes
-from edgewright.export.static.softplus import restore_softplus
 from edgewright.export.static.weights import WeightConverter
 from edgewright.export.stored import Stored
 
@@ -66,10 +67,14 @@ def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverte
     set_sizes(graph, shapes, seq)
     lower_ops(graph, shapes, seq)
     _fold(graph.model)
+    multiply_sums(graph.model)
     tabulate(graph, shapes, seq, weights)
     if shapes.dtype == "float16":
         restore_softplus(graph.model)
+        standard.RemoveUnusedNodesPass()(graph.model)
+        bound_exponents(graph.model)
     standard.RemoveUnusedNodesPass()(graph.model)
+    _fold(graph.model)
     compute_in(graph, dtype, weights)
     _fold(graph.model)
     _refuse_dynamic(graph.model.graph)

@@ -1,0 +1,32 @@
+"""Qualcomm's HTP through ONNX Runtime's QNN plugin: static graphs in float16, one variant a chip.
+
+The ops are those that QNN EP 2.7.0 placed and computed right on its own HTP backend. It takes none
+of ours, and no loop; an attention mask must be of floats, so attention is written out."""
+
+from edgewright.export.providers import Provider
+from edgewright.export.static import StaticShapes
+
+# Snapdragon 8 Gen 2, 8 Gen 3, 8 Elite and X Elite.
+CHIPS = ("sm8550", "sm8650", "sm8750", "sc8380xp")
+
+_OPS = frozenset(
+    {"Add", "And", "Cast", "Concat", "Conv", "Cos", "Div", "Equal", "Exp", "Expand", "Gather"}
+    | {"GatherElements", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "LayerNormalization", "Less"}
+    | {"MatMul", "Max", "Min", "Mul", "Neg", "Pad", "RMSNormalization", "ReduceMax", "ReduceMean"}
+    | {"ReduceSum", "Relu", "Reshape", "RotaryEmbedding", "Sigmoid", "Sin", "Slice", "Softmax"}
+    | {"Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze"}
+    | {"Where"}
+)
+
+PROVIDERS = tuple(
+    Provider(
+        name=f"qnn:{chip}",
+        opset=23,
+        ir_version=10,
+        onnxruntime_min="1.31",
+        domains={"": _OPS},
+        native_ops=False,
+        static=StaticShapes(dtype="float16", update="delta"),
+    )
+    for chip in CHIPS
+)
