@@ -5,6 +5,7 @@ of ours, and no loop; an attention mask must be of floats, so attention is writt
 
 from edgewright.export.providers import Provider
 from edgewright.export.static import StaticShapes
+from edgewright.export.static.half_forms import write_out_sigmoid
 
 # Snapdragon 8 Gen 2, 8 Gen 3, 8 Elite and X Elite.
 CHIPS = ("sm8550", "sm8650", "sm8750", "sc8380xp")
@@ -12,9 +13,9 @@ CHIPS = ("sm8550", "sm8650", "sm8750", "sc8380xp")
 _OPS = frozenset(
     {"Add", "And", "Cast", "Concat", "Conv", "Cos", "Div", "Equal", "Exp", "Expand", "Gather"}
     | {"GatherElements", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "LayerNormalization", "Less"}
-    | {"MatMul", "Max", "Min", "Mul", "Neg", "Pad", "RMSNormalization", "ReduceMax", "ReduceMean"}
-    | {"ReduceSum", "Relu", "Reshape", "RotaryEmbedding", "Sigmoid", "Sin", "Slice", "Softmax"}
-    | {"Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze"}
+    | {"MatMul", "Max", "Min", "Mul", "Neg", "Pad", "RMSNormalization", "Reciprocal", "ReduceMax"}
+    | {"Abs", "ReduceSum", "Relu", "Reshape", "RotaryEmbedding", "Sin", "Slice", "Softmax"}
+    | {"Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze"}
     | {"Where"}
 )
 
@@ -26,7 +27,7 @@ PROVIDERS = tuple(
         onnxruntime_min="1.31",
         domains={"": _OPS},
         native_ops=False,
-        static=StaticShapes(dtype="float16", update="delta"),
+        static=StaticShapes(dtype="float16", update="delta", rewrites=(write_out_sigmoid,)),
     )
     for chip in CHIPS
 )

@@ -26,19 +26,43 @@ def bound_exponents(model: ir.Model) -> None:
         node.replace_input_with(0, bounded)
 
 
-def restore_softplus(model: ir.Model) -> None:
+def write_out_softplus(model: ir.Model) -> None:
     """log(1 + exp(x)) is traced in a form that keeps small steps in float32 (export/trace.py). In
-    float16 what that form divides by is 0: there the standard operator takes its place."""
+    float16 what that form divides by is 0, and Qualcomm's HTP errs by a tenth in an operator of that
+    name. Here relu(x) + log(1 + u), u = exp(-|x|), the logarithm as a series in u / (2 + u)."""
     for node in list(model.graph):
         x = _argument(node)
         if x is None:
             continue
-        softplus = ir.Node("", "Softplus", [x], name=f"{node.name}_softplus")
-        model.graph.insert_before(node, softplus)
-        (old,), (new,) = node.outputs, softplus.outputs
-        new.type, new.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new)
-        new.name, old.name = old.name, f"{old.name}_replaced"
+        op = Recorder(prefix=f"{node.name}_softplus_")
+        u = op("Exp", op("Neg", op("Abs", x)))
+        z = op("Div", u, op("Add", u, 2.0))  # at most a third: 2 artanh(z) is log(1 + u)
+        square = op("Mul", z, z)
+        series = op("Mul", square, 1 / 9)
+        for term in (1 / 7, 1 / 5, 1 / 3):
+            series = op("Mul", op("Add", series, term), square)
+        log = op("Mul", op("Mul", op("Add", series, 1.0), z), 2.0)
+        _replace(model.graph, node, op, op("Add", op("Relu", x), log))
+
+
+def write_out_sigmoid(model: ir.Model) -> None:
+    """1 / (1 + exp(-x)), for a provider whose own operator is right to a thousandth alone, which is
+    many times a small value. exp of 11 is the largest whole power in float16."""
+    for node in list(model.graph):
+        if node.op_type != "Sigmoid" or node.inputs[0] is None:
+            continue
+        op = Recorder(prefix=f"{node.name}_sigmoid_")
+        power = op("Exp", op("Min", op("Neg", node.inputs[0]), 11.0))
+        _replace(model.graph, node, op, op("Reciprocal", op("Add", power, 1.0)))
+
+
+def _replace(graph: ir.Graph, node: ir.Node, op: Recorder, new: ir.Value) -> None:
+    old = node.outputs[0]
+    graph.insert_before(node, op.nodes)
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new)
+    new.name, old.name = old.name, f"{old.name}_replaced"
+    graph.remove(node, safe=True)
 
 
 def _argument(node: ir.Node) -> ir.Value | None:
