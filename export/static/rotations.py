@@ -16,27 +16,28 @@ _TURNS = frozenset({"Cos", "Sin"})
 
 
 def tabulate(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverter) -> None:
-    """Requires sizes that are numbers. Ensures: what is made of `start` alone, through a cosine or
-    a sine, is read from a table of every position there is room for."""
+    """Requires sizes that are numbers. Ensures: what is made of `start` and `length` alone, through
+    a cosine or a sine, is read from a table of every position there is room for; but for a rotation
+    that changes, within that room, with the number of tokens held."""
     model = graph.model.graph
-    start = next(value for value in model.inputs if value.name == "start")
-    found = _functions_of(model, start)
+    inputs = [value for value in model.inputs if value.name in ("start", "length")]
+    found = _functions_of(model, inputs)
     ends = [
         value for value in found if any(use.node.outputs[0] not in found for use in value.uses())
     ]
     positions: ir.Value | None = None
     for value in ends:
-        if found[value] and value.dtype in FLOATS:
-            positions = positions or _positions(graph, start, shapes.capacity, seq)
-            table = weights.large(
-                _rows(model, start, value, shapes.capacity, seq), f"{value.name}_rows"
-            )
-            _read(model, value, positions, table)
+        rows = _rows(model, inputs, value, shapes.capacity, seq) if found[value] else None
+        if rows is None or value.dtype not in FLOATS:
+            continue
+        positions = positions or _positions(graph, inputs[0], shapes.capacity, seq)
+        _read(model, value, positions, weights.large(rows, f"{value.name}_rows"))
 
 
-def _functions_of(graph: ir.Graph, start: ir.Value) -> dict[ir.Value, bool]:
-    """Every value that depends on `start` and on constants: whether a cosine or a sine led to it."""
-    found = {start: False}
+def _functions_of(graph: ir.Graph, inputs: list[ir.Value]) -> dict[ir.Value, bool]:
+    """Every value that depends on these inputs and on constants: whether a cosine or a sine led to
+    it."""
+    found = dict.fromkeys(inputs, False)
     for node in graph:
         values = [value for value in node.inputs if value is not None]
         if len(node.outputs) != 1 or not any(value in found for value in values):
@@ -48,16 +49,24 @@ def _functions_of(graph: ir.Graph, start: ir.Value) -> dict[ir.Value, bool]:
 
 
 def _rows(
-    graph: ir.Graph, start: ir.Value, value: ir.Value, capacity: int, seq: int
-) -> NDArray[np.float32]:
-    """[capacity, width], from the graph's own nodes."""
-    part = ir.convenience.extract(graph, [start], [value])
-    proto = ir.serde.serialize_model(ir.Model(part, ir_version=10))
-    run = ReferenceEvaluator(proto)
+    graph: ir.Graph, inputs: list[ir.Value], value: ir.Value, capacity: int, seq: int
+) -> NDArray[np.float32] | None:
+    """[capacity, width], from the graph's own nodes; None where the tokens held so far matter.
+    Rotations change with those, if at all, beyond a certain number, and then for good."""
+    part = ir.convenience.extract(graph, inputs, [value])
+    run = ReferenceEvaluator(ir.serde.serialize_model(ir.Model(part, ir_version=10)))
     firsts = range(0, capacity, seq)
-    pieces = [run.run(None, {"start": np.array([first])})[0][0] for first in firsts]
-    rows: NDArray[np.float32] = np.concatenate(pieces)[:capacity].astype(np.float32)
-    return rows
+
+    def all_rows(held: int) -> NDArray[np.float32]:
+        feeds = (
+            {"start": np.array([first]), "length": np.array([held - first])} for first in firsts
+        )
+        pieces = [run.run(None, feed)[0][0] for feed in feeds]
+        rows: NDArray[np.float32] = np.concatenate(pieces)[:capacity].astype(np.float32)
+        return rows
+
+    most = all_rows(capacity)
+    return most if np.array_equal(most, all_rows(1)) else None
 
 
 def _positions(graph: Graph, start: ir.Value, capacity: int, seq: int) -> ir.Value:
