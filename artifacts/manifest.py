@@ -98,7 +98,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class StaticSizes:
-    """What graphs of fixed shapes take, one row at a time: tokens of a prefill, tokens of a state."""
+    """What graphs of fixed shapes take of a row: the tokens of a prefill, and those of a state."""
 
     chunk: Positive
     capacity: Positive

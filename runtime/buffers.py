@@ -15,8 +15,8 @@ def check_layout(variant: Variant) -> None:
     for spec in variant.states:
         if spec.growth == "ring" or (spec.update != "in_graph" and variant.static is None):
             raise PackageError(
-                f"state {spec.name} is a {spec.growth} state updated as {spec.update}; this runtime "
-                "holds append and replace states, updated in_graph where graphs are not static"
+                f"state {spec.name} is a {spec.growth} state updated as {spec.update}; this "
+                "runtime holds append and replace states, updated in_graph by a step graph"
             )
         if spec.shape[0] != "batch" or (spec.growth == "append") != ("capacity" in spec.shape):
             raise PackageError(

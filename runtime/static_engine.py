@@ -78,7 +78,8 @@ class StaticEngine:
         session = self.sessions[role]
         seq = self.sizes.chunk if role == "prefill" else 1
         kind = self._token_type(session)
-        tokens = tuple(np.zeros(shape, kind) for shape in ((1, seq), (1,), (1,), (1, 1)))
+        shapes: tuple[tuple[int, ...], ...] = ((1, seq), (1,), (1,), (1, 1))
+        ids, start, length, wanted = tokens = [np.zeros(shape, kind) for shape in shapes]
         logits = np.zeros((1, 1, self.vocab_size), np.float32)
         binding = session.io_binding()
         for name, array in zip(TOKEN_INPUTS, tokens, strict=True):
@@ -94,7 +95,7 @@ class StaticEngine:
                 value = wrap(out)
             binding.bind_ortvalue_output(spec.output_name, value)
             given.append(out)
-        return Bound(*tokens, logits, tuple(given), binding)
+        return Bound(ids, start, length, wanted, logits, tuple(given), binding)
 
     def run(self, role: StaticRole, bound: Bound) -> None:
         try:

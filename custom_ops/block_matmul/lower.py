@@ -1,5 +1,5 @@
-"""BlockMatMul for providers that take no op of ours: a function of one product comes out, which reads
-the weight in the checkpoint's own layout, so that every provider shares its bytes."""
+"""BlockMatMul for providers that take no op of ours: a function of one product, which reads the
+weight in the checkpoint's own layout, so that every provider shares its bytes."""
 
 from __future__ import annotations
 

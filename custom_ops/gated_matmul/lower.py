@@ -1,4 +1,4 @@
-"""GatedMatMul for providers that take no op of ours: one product and the gate, with the weight's rows
+"""GatedMatMul for providers that take no op of ours: one product and the gate, with the weight
 [2I, K] unpacked."""
 
 from __future__ import annotations

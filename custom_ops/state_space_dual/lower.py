@@ -10,9 +10,9 @@ import onnx_ir as ir
 from edgewright.artifacts.states import Update
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.custom_ops.spec import DOMAIN
-from edgewright.custom_ops.static_node import StaticNode
 from edgewright.custom_ops.state_space_dual.chunk import Chunk, record_chunk
 from edgewright.custom_ops.state_space_dual.spec import SPEC
+from edgewright.custom_ops.static_node import StaticNode
 
 
 @dataclass(frozen=True)

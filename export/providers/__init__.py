@@ -1,5 +1,5 @@
-"""Providers: one file each, named for the provider, saying what it takes and how it wants it. One that
-is compiled for a chip is asked for with the chip's name, as qnn:sm8650."""
+"""Providers: one file each, named for the provider, saying what it takes and how it wants it. One
+that is compiled for a chip is asked for with the chip's name, as qnn:sm8650."""
 
 from __future__ import annotations
 

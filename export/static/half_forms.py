@@ -28,8 +28,8 @@ def bound_exponents(model: ir.Model) -> None:
 
 def write_out_softplus(model: ir.Model) -> None:
     """log(1 + exp(x)) is traced in a form that keeps small steps in float32 (export/trace.py). In
-    float16 what that form divides by is 0, and Qualcomm's HTP errs by a tenth in an operator of that
-    name. Here relu(x) + log(1 + u), u = exp(-|x|), the logarithm as a series in u / (2 + u)."""
+    float16 what that form divides by is 0, and Qualcomm's HTP errs by a tenth in its own operator.
+    Here relu(x) + log(1 + u), u = exp(-|x|), the logarithm as a series in u / (2 + u)."""
     for node in list(model.graph):
         x = _argument(node)
         if x is None:

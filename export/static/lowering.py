@@ -97,7 +97,7 @@ def infer_shapes(model: ir.Model) -> None:
     """Anew, from the sizes of inputs, initializers and outputs."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
-from onnx_ir.passes import common as standard
 
 from edgewright.artifacts import Blob, PackageWriter
 from edgewright.artifacts.errors import ExportError
@@ -33,7 +32,7 @@ _DYNAMIC = frozenset({"Loop", "Scan", "If", "Shape", "NonZero", "Range", "Consta
 def make_static(
     stored: Stored, shapes: StaticShapes, writer: PackageWriter
 ) -> Mapping[GraphRole, Stored]:
-    """Ensures: standard ops alone, every size a number, no loop, and one set of weights for both."""
+    """Ensures: standard ops alone, every size a number, no loop; the same weights for both."""
     blobs = (*stored.packed.values(), *stored.kept.values())
     weights = WeightConverter(blobs, writer)
     layout = shapes.layout(stored.graph.layout)
@@ -92,7 +91,7 @@ def _unpack(graph: ir.Graph, dtype: ir.DataType, weights: WeightConverter) -> No
             held = value.const_value
             assert isinstance(held, ir.ExternalTensor)
             tensor = weights.unpacked(held, 3 if node.op_type == "RoutedExperts" else 2, dtype)
-            value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
+            value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
             value.type = ir.TensorType(tensor.dtype)
 
 

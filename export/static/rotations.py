@@ -61,7 +61,7 @@ def _rows(
         feeds = (
             {"start": np.array([first]), "length": np.array([held - first])} for first in firsts
         )
-        pieces = [run.run(None, feed)[0][0] for feed in feeds]
+        pieces = [np.asarray(next(iter(run.run(None, feed))))[0] for feed in feeds]
         rows: NDArray[np.float32] = np.concatenate(pieces)[:capacity].astype(np.float32)
         return rows
 
@@ -87,7 +87,10 @@ def _positions(graph: Graph, start: ir.Value, capacity: int, seq: int) -> ir.Val
 
 def _read(graph: ir.Graph, value: ir.Value, positions: ir.Value, table: ir.TensorProtocol) -> None:
     held = ir.Value(
-        name=table.name, type=ir.TensorType(table.dtype), shape=table.shape, const_value=table
+        name=table.name,
+        type=ir.TensorType(table.dtype),
+        shape=ir.Shape(table.shape.numpy()),
+        const_value=table,
     )
     graph.register_initializer(held)
     gather = ir.Node("", "Gather", [held, positions], [ir.Attr("axis", ir.AttributeType.INT, 0)])

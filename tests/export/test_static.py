@@ -100,7 +100,10 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["lm_head.weight"][3, 4] = 70000.0
     save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
-    with offered(HALF) as (name,), pytest.raises(ExportError, match="head.weight.*beyond the range"):
+    with (
+        offered(HALF) as (name,),
+        pytest.raises(ExportError, match=r"head\.weight.*beyond the range"),
+    ):
         export_checkpoint(checkpoint, tmp_path / "package", (name,))
 
 
@@ -138,5 +141,7 @@ def test_the_runtime_knows_every_chip_there_is_a_provider_for() -> None:
 
 @pytest.mark.parametrize("name", ["qnn", "qnn:sm9999", "qnn:", "cpu:sm8650", "npu:x", ":", ""])
 def test_an_unknown_provider_is_refused(name: str) -> None:
-    with pytest.raises(ExportError, match=f"provider '{name}' is not known; known are: .*qnn:sm8650"):
+    with pytest.raises(
+        ExportError, match=f"provider '{name}' is not known; known are: .*qnn:sm8650"
+    ):
         ExportOptions.check([name], None, "float32", None)

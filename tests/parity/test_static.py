@@ -56,7 +56,7 @@ def test_float32_equals_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_float16_errs_like_torch(name: str, tmp_path: Path) -> None:
-    """At most twice torch's own error in float16, and its choice wherever that could not change it."""
+    """At most twice torch's own error in float16; the same choice where that cannot change it."""
     checkpoint = zoo.write_checkpoint(name, tmp_path, "float16")
     with offered(HALF) as (provider,):
         package = export_checkpoint(checkpoint, tmp_path / "package", (provider,))

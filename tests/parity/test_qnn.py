@@ -1,0 +1,76 @@
+"""Variants for a chip: the plugin that is missing, the chip that is not known, and the HTP itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgewright.artifacts.errors import SessionError
+from edgewright.export import export_checkpoint
+from edgewright.export.providers import find_provider
+from edgewright.runtime import Session
+from edgewright.runtime.execution_providers import EXECUTION_PROVIDERS
+from tests import model_zoo as zoo
+
+# A Python with the runtime's needs and onnxruntime-qnn, as the plugin may end its process.
+QNN_PYTHON = os.environ.get("EDGEWRIGHT_QNN_PYTHON")
+MODELS = ["llama", "minicpm3", "mamba", "bamba", "qwen3.5-text"]
+TOKENS, PROMPT = 20, 13
+
+_RUN = """
+import sys, numpy as np
+from edgewright.runtime import Session
+package, provider, ids, out, prompt = sys.argv[1:]
+ids, prompt = [int(token) for token in ids.split(",")], int(prompt)
+session = Session.open(package, provider)
+rows = [session.prefill([ids[:prompt]])[0], *(session.decode([t])[0] for t in ids[prompt:])]
+np.save(out, np.stack(rows))
+"""
+
+
+def test_a_chip_is_known_by_name() -> None:
+    with pytest.raises(SessionError, match="knows no chip 'sm1'; it knows sm8550, sm8650"):
+        EXECUTION_PROVIDERS["qnn"].add_to(None, None, "qnn:sm1")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_qnn") is not None, reason="the plugin is installed"
+)
+def test_a_missing_plugin_names_its_extra(tmp_path: Path) -> None:
+    checkpoint = zoo.write_checkpoint("llama", tmp_path)
+    package = export_checkpoint(checkpoint, tmp_path / "package", ("qnn:sm8650",))
+    with pytest.raises(SessionError, match=r"pip install 'edgewright\[qnn\]'"):
+        Session.open(package.root, "qnn:sm8650")
+
+
+@pytest.mark.skipif(QNN_PYTHON is None, reason="EDGEWRIGHT_QNN_PYTHON names no Python")
+@pytest.mark.parametrize("name", MODELS)
+def test_the_htp_errs_like_torch(name: str, tmp_path: Path) -> None:
+    """In float16, strictly placed: at most twice torch's error, the same choice where that is so."""
+    assert QNN_PYTHON is not None
+    checkpoint = zoo.write_checkpoint(name, tmp_path, "float16")
+    provider = find_provider("qnn:sm8650").name
+    package = export_checkpoint(checkpoint, tmp_path / "package", (provider,))
+    ids, out = zoo.prompt(name, TOKENS), tmp_path / "found.npy"
+    listed = ",".join(map(str, ids))
+    subprocess.run(
+        [QNN_PYTHON, "-c", _RUN, str(package.root), provider, listed, str(out), str(PROMPT)],
+        check=True,
+    )
+    exact = zoo.reference_logits(checkpoint, ids)[PROMPT - 1 :]
+    with torch.no_grad():
+        half = zoo.reference_model(checkpoint).half()
+        rounded = half(torch.tensor([ids]), use_cache=False).logits[0].float()[PROMPT - 1 :]
+    zoo.reference_model.cache_clear()
+    found = torch.from_numpy(np.load(out))
+    allowed = 2 * zoo.error(rounded, exact)
+    assert zoo.error(found, exact) <= allowed
+    best = exact.topk(2).values
+    sure = best[:, 0] - best[:, 1] > allowed * max(1.0, float(exact.std()))
+    assert bool((found.argmax(-1) == exact.argmax(-1))[sure].all())
