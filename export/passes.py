@@ -15,6 +15,7 @@ def simplify(model: ir.Model, limit_bytes: int = _FOLD_LIMIT_BYTES) -> None:
     onnxscript.optimizer.fold_constants(
         model,
         onnx_shape_inference=False,
+        should_fold=_may_fold,
         input_size_limit=limit_bytes,
         output_size_limit=limit_bytes,
     )
@@ -31,6 +32,12 @@ def simplify(model: ir.Model, limit_bytes: int = _FOLD_LIMIT_BYTES) -> None:
     _share_small_initializers(model, limit_bytes)
     model.producer_name, model.producer_version = "edgewright", None
     model.metadata_props.clear()
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Never what is read later, or lies in a blob; of the rest the pass itself decides."""
+    held = (value.const_value for value in node.inputs if value is not None)
+    return False if any(isinstance(t, (ir.ExternalTensor, ir.LazyTensor)) for t in held) else None
 
 
 def _share_small_initializers(model: ir.Model, limit_bytes: int) -> None:

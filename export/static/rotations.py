@@ -3,11 +3,14 @@ position in a float type too narrow for it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from edgewright.custom_ops.recorder import Recorder
 from edgewright.export.graph import Graph
 from edgewright.export.static.shapes import StaticShapes
 from edgewright.export.static.weights import FLOATS, WeightConverter
@@ -17,21 +20,30 @@ _TURNS = frozenset({"Cos", "Sin"})
 
 def tabulate(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverter) -> None:
     """Requires sizes that are numbers. Ensures: what is made of `start` and `length` alone, through
-    a cosine or a sine, is read from a table of every position there is room for; but for a rotation
-    that changes, within that room, with the number of tokens held."""
+    a cosine or a sine, is read from a table of every position there is room for, or from one of two
+    tables; but for a rotation that changes more than once, within that room, with the number of
+    tokens held."""
     model = graph.model.graph
     inputs = [value for value in model.inputs if value.name in ("start", "length")]
     found = _functions_of(model, inputs)
     ends = [
         value for value in found if any(use.node.outputs[0] not in found for use in value.uses())
     ]
-    positions: ir.Value | None = None
     for value in ends:
-        rows = _rows(model, inputs, value, shapes.capacity, seq) if found[value] else None
-        if rows is None or value.dtype not in FLOATS:
-            continue
-        positions = positions or _positions(graph, inputs[0], shapes.capacity, seq)
-        _read(model, value, positions, weights.large(rows, f"{value.name}_rows"))
+        tables = None
+        if found[value] and value.dtype in FLOATS:
+            tables = _tables(_Rows(model, inputs, value, shapes.capacity, seq))
+        if tables is not None:
+            op = Recorder(prefix=f"{value.name}_rows_")
+            _read(
+                graph,
+                value,
+                op,
+                inputs,
+                _positions(op, inputs[0], shapes.capacity, seq),
+                tables,
+                weights,
+            )
 
 
 def _functions_of(graph: ir.Graph, inputs: list[ir.Value]) -> dict[ir.Value, bool]:
@@ -48,66 +60,93 @@ def _functions_of(graph: ir.Graph, inputs: list[ir.Value]) -> dict[ir.Value, boo
     return found
 
 
-def _rows(
-    graph: ir.Graph, inputs: list[ir.Value], value: ir.Value, capacity: int, seq: int
-) -> NDArray[np.float32] | None:
-    """[capacity, width], from the graph's own nodes; None where the tokens held so far matter.
-    Rotations change with those, if at all, beyond a certain number, and then for good."""
-    part = ir.convenience.extract(graph, inputs, [value])
-    run = ReferenceEvaluator(ir.serde.serialize_model(ir.Model(part, ir_version=10)))
-    firsts = range(0, capacity, seq)
+class _Rows:
+    """What the graph's own nodes make of each position, by the tokens that are held."""
 
-    def all_rows(held: int) -> NDArray[np.float32]:
-        feeds = (
-            {"start": np.array([first]), "length": np.array([held - first])} for first in firsts
-        )
-        pieces = [np.asarray(next(iter(run.run(None, feed))))[0] for feed in feeds]
-        rows: NDArray[np.float32] = np.concatenate(pieces)[:capacity].astype(np.float32)
+    def __init__(
+        self, graph: ir.Graph, inputs: list[ir.Value], value: ir.Value, capacity: int, seq: int
+    ) -> None:
+        part = ir.convenience.extract(graph, inputs, [value])
+        self._run = ReferenceEvaluator(ir.serde.serialize_model(ir.Model(part, ir_version=10)))
+        self._seq = seq
+        self.capacity = capacity
+
+    def of(self, held: int) -> NDArray[np.float32]:
+        """[capacity, width]"""
+        pieces = []
+        for first in range(0, self.capacity, self._seq):
+            feeds = {"start": np.array([first]), "length": np.array([held - first])}
+            pieces.append(np.asarray(next(iter(self._run.run(None, feeds))))[0])
+        rows: NDArray[np.float32] = np.concatenate(pieces)[: self.capacity].astype(np.float32)
         return rows
 
-    most = all_rows(capacity)
-    return most if np.array_equal(most, all_rows(1)) else None
+    def equal(self, held: int, others: NDArray[np.float32]) -> bool:
+        return np.array_equal(self.of(held), others)
 
 
-def _positions(graph: Graph, start: ir.Value, capacity: int, seq: int) -> ir.Value:
+@dataclass(frozen=True)
+class _Tables:
+    """`few` below so many tokens held as `change` says, `many` from there on."""
+
+    many: NDArray[np.float32]
+    few: NDArray[np.float32] | None = None
+    change: int = 0
+
+
+def _tables(rows: _Rows) -> _Tables | None:
+    """None where rotations change more than once as tokens come to be held."""
+    few, many = rows.of(1), rows.of(rows.capacity)
+    if np.array_equal(few, many):
+        return _Tables(many)
+    low, high = 1, rows.capacity
+    while high - low > 1:
+        middle = (low + high) // 2
+        if rows.equal(middle, few):
+            low = middle
+        else:
+            high = middle
+    steps_once = rows.equal(high, many) and rows.equal((high + rows.capacity) // 2, many)
+    return _Tables(many, few, high) if steps_once else None
+
+
+def _positions(op: Recorder, start: ir.Value, capacity: int, seq: int) -> ir.Value:
     """[1, seq]; those of padded tokens may lie beyond the last."""
+    steps = op("Add", op("Reshape", start, (1, 1)), tuple(range(seq)))
+    return op("Min", steps, capacity - 1)
+
+
+def _read(
+    graph: Graph,
+    value: ir.Value,
+    op: Recorder,
+    inputs: list[ir.Value],
+    positions: ir.Value,
+    tables: _Tables,
+    weights: WeightConverter,
+) -> None:
     model = graph.model.graph
-    tape = ir.tape.Tape()
-    steps = _constant(model, "positions.steps", np.arange(seq, dtype=np.int64)[None])
-    last = _constant(model, "positions.last", np.array(capacity - 1, dtype=np.int64))
-    column = tape.op("Reshape", [start, _constant(model, "positions.shape", np.array([1, 1]))])
-    found = tape.op("Min", [tape.op("Add", [column, steps]), last])
-    for index, node in enumerate(tape.nodes):
-        node.outputs[0].name = f"positions.{index}"
-        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    found.shape = ir.Shape([1, seq])
-    model.insert_before(model[0], tape.nodes)
-    return found
-
-
-def _read(graph: ir.Graph, value: ir.Value, positions: ir.Value, table: ir.TensorProtocol) -> None:
-    held = ir.Value(
-        name=table.name,
-        type=ir.TensorType(table.dtype),
-        shape=ir.Shape(table.shape.numpy()),
-        const_value=table,
-    )
-    graph.register_initializer(held)
-    gather = ir.Node("", "Gather", [held, positions], [ir.Attr("axis", ir.AttributeType.INT, 0)])
-    (new,) = gather.outputs
+    new = op("Gather", _table(model, f"{value.name}_rows", tables.many, weights), positions, axis=0)
+    if tables.few is not None:
+        few = _table(model, f"{value.name}_few_rows", tables.few, weights)
+        is_few = op("Less", op("Add", *inputs), tables.change)
+        new = op("Where", is_few, op("Gather", few, positions, axis=0), new)
     writer = value.producer()
     assert writer is not None
-    gather.name = f"{writer.name}_rows"
-    graph.insert_before(writer, gather)
+    model.insert_before(writer, op.nodes)
     new.type, new.shape = value.type, value.shape
     ir.convenience.replace_all_uses_with(value, new)
     new.name, value.name = value.name, f"{value.name}_computed"
 
 
-def _constant(graph: ir.Graph, name: str, values: NDArray[np.int64]) -> ir.Value:
-    tensor = ir.Tensor(values.astype(np.int64), name=name)
+def _table(
+    graph: ir.Graph, name: str, rows: NDArray[np.float32], weights: WeightConverter
+) -> ir.Value:
+    tensor = weights.large(rows, name)
     made = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=tensor,
     )
     graph.register_initializer(made)
     return made
