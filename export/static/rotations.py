@@ -35,15 +35,9 @@ def tabulate(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConver
             tables = _tables(_Rows(model, inputs, value, shapes.capacity, seq))
         if tables is not None:
             op = Recorder(prefix=f"{value.name}_rows_")
-            _read(
-                graph,
-                value,
-                op,
-                inputs,
-                _positions(op, inputs[0], shapes.capacity, seq),
-                tables,
-                weights,
-            )
+            positions = _positions(op, inputs[0], shapes.capacity, seq)
+            new = _looked_up(op, inputs, positions, _held(model, value, tables, weights), tables)
+            _replace(model, value, op, new)
 
 
 def _functions_of(graph: ir.Graph, inputs: list[ir.Value]) -> dict[ir.Value, bool]:
@@ -115,24 +109,32 @@ def _positions(op: Recorder, start: ir.Value, capacity: int, seq: int) -> ir.Val
     return op("Min", steps, capacity - 1)
 
 
-def _read(
-    graph: Graph,
-    value: ir.Value,
+def _held(
+    graph: ir.Graph, value: ir.Value, tables: _Tables, weights: WeightConverter
+) -> list[ir.Value]:
+    held = [_table(graph, f"{value.name}_rows", tables.many, weights)]
+    if tables.few is not None:
+        held.append(_table(graph, f"{value.name}_few_rows", tables.few, weights))
+    return held
+
+
+def _looked_up(
     op: Recorder,
     inputs: list[ir.Value],
     positions: ir.Value,
+    held: list[ir.Value],
     tables: _Tables,
-    weights: WeightConverter,
-) -> None:
-    model = graph.model.graph
-    new = op("Gather", _table(model, f"{value.name}_rows", tables.many, weights), positions, axis=0)
-    if tables.few is not None:
-        few = _table(model, f"{value.name}_few_rows", tables.few, weights)
-        is_few = op("Less", op("Add", *inputs), tables.change)
-        new = op("Where", is_few, op("Gather", few, positions, axis=0), new)
+) -> ir.Value:
+    many, *few = (op("Gather", table, positions, axis=0) for table in held)
+    if not few:
+        return many
+    return op("Where", op("Less", op("Add", *inputs), tables.change), few[0], many)
+
+
+def _replace(graph: ir.Graph, value: ir.Value, op: Recorder, new: ir.Value) -> None:
     writer = value.producer()
     assert writer is not None
-    model.insert_before(writer, op.nodes)
+    graph.insert_before(writer, op.nodes)
     new.type, new.shape = value.type, value.shape
     ir.convenience.replace_all_uses_with(value, new)
     new.name, value.name = value.name, f"{value.name}_computed"

@@ -52,7 +52,7 @@ def test_a_missing_plugin_names_its_extra(tmp_path: Path) -> None:
 @pytest.mark.skipif(QNN_PYTHON is None, reason="EDGEWRIGHT_QNN_PYTHON names no Python")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_htp_errs_like_torch(name: str, tmp_path: Path) -> None:
-    """In float16, strictly placed: at most twice torch's error, and its choices where it is sure."""
+    """In float16, strictly placed: at most twice torch's error; its choices where it is sure."""
     assert QNN_PYTHON is not None
     checkpoint = zoo.write_checkpoint(name, tmp_path, "float16")
     provider = find_provider("qnn:sm8650").name
