@@ -63,14 +63,8 @@ class ExecutionProvider:
 
 
 def _htp(soc_model: int, arch: int) -> Mapping[str, str]:
-    """Without a chip the plugin computes in float32, and refuses what it would take. At any other
-    level of optimisation its emulation gets chains of small products wrong."""
-    return {
-        "backend_type": "htp",
-        "soc_model": str(soc_model),
-        "htp_arch": str(arch),
-        "htp_graph_finalization_optimization_mode": "1",
-    }
+    """Without a chip the plugin computes in float32, and refuses what it would take."""
+    return {"backend_type": "htp", "soc_model": str(soc_model), "htp_arch": str(arch)}
 
 
 _QNN = ExecutionProvider(
