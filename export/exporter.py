@@ -216,7 +216,8 @@ def _write_variant(
     lowered: Mapping[GraphRole, Stored] = {"step": stored}
     shapes = provider.static
     if shapes is not None:
-        shapes = shapes.within(max_context)
+        ops = {node.op_type for node in stored.graph.model.graph}
+        shapes = shapes.within(max_context, ops)
         lowered = make_static(stored, shapes, writer)
     elif provider.lower is not None:
         lowered = {"step": provider.lower(stored, writer)}

@@ -19,6 +19,9 @@ _OPS = frozenset(
     | {"Where"}
 )
 
+# With more, QNN EP 2.7.0's emulated HTP multiplies wrong in GatedDelta's chunks, or crashes.
+_OP_CHUNKS = {"GatedDelta": 8}
+
 PROVIDERS = tuple(
     Provider(
         name=f"qnn:{chip}",
@@ -27,7 +30,9 @@ PROVIDERS = tuple(
         onnxruntime_min="1.31",
         domains={"": _OPS},
         native_ops=False,
-        static=StaticShapes(dtype="float16", update="delta", rewrites=(write_out_sigmoid,)),
+        static=StaticShapes(
+            dtype="float16", update="delta", op_chunks=_OP_CHUNKS, rewrites=(write_out_sigmoid,)
+        ),
     )
     for chip in CHIPS
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -17,18 +17,23 @@ ComputeDtype = Literal["float32", "float16"]
 class StaticShapes:
     """One row at a time: `chunk` tokens of it in the prefill graph, one in the decode graph, and
     room for `capacity` of them in its states. Float states have the type that is computed in.
+    `op_chunks` are the most tokens of a chunk where the graph has an op of ours by that name;
     `rewrites` are for ops that the provider has but should not use; they see float32."""
 
     chunk: int = 64
     capacity: int = 2048
     dtype: ComputeDtype = "float32"
     update: Update = "in_graph"
+    op_chunks: Mapping[str, int] = field(default_factory=dict)
     rewrites: tuple[Callable[[ir.Model], None], ...] = ()
 
-    def within(self, max_context: int) -> StaticShapes:
-        """No state has room for more than the model is good for."""
+    def within(self, max_context: int, ops: Iterable[str] = ()) -> StaticShapes:
+        """No state has room for more than the model is good for, no chunk for more than its ops."""
         capacity = min(self.capacity, max_context)
-        return replace(self, capacity=capacity, chunk=min(self.chunk, capacity))
+        chunk = min(
+            [self.chunk, capacity, *(self.op_chunks[op] for op in ops if op in self.op_chunks)]
+        )
+        return replace(self, capacity=capacity, chunk=chunk)
 
     def layout(self, canonical: StateLayout) -> StateLayout:
         return StateLayout(

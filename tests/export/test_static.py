@@ -131,6 +131,12 @@ def test_no_state_is_larger_than_the_models_context() -> None:
     assert StaticShapes(chunk=64, capacity=2048).within(48) == StaticShapes(chunk=48, capacity=48)
 
 
+def test_an_op_may_want_a_smaller_chunk() -> None:
+    shapes = StaticShapes(chunk=64, op_chunks={"GatedDelta": 8})
+    assert shapes.within(512, {"GatedDelta", "CausalConv"}).chunk == 8
+    assert shapes.within(512, {"CausalConv"}).chunk == 64
+
+
 def test_the_runtime_knows_every_chip_there_is_a_provider_for() -> None:
     plugin = EXECUTION_PROVIDERS["qnn"].plugin
     assert plugin is not None
