@@ -15,6 +15,7 @@ from edgewright.artifacts.manifest import Variant
 from edgewright.artifacts.states import StateLayout
 from edgewright.runtime.buffers import StateBuffers, check_layout
 from edgewright.runtime.host import default_threads
+from edgewright.runtime.large_pages import read_into_large_pages
 from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
 
 Kernels = Literal["native", "portable"]
@@ -64,12 +65,16 @@ class Engine:
     shrink_after: object
 
     @classmethod
-    def open(cls, package: Package, variant: Variant, threads: int | None) -> Engine:
+    def open(
+        cls, package: Package, variant: Variant, threads: int | None, large_pages: bool
+    ) -> Engine:
         if set(variant.graphs) != {"step"}:
             raise PackageError(f"variant {variant.name} has no step graph; this runtime needs one")
         check_layout(variant.states)
         graph = package.read_verified(variant.graphs["step"])
         count = default_threads() if threads is None else threads
+        if large_pages:
+            read_into_large_pages([package.path(path) for path in variant.weights])
         session, kernels = open_graph(package, variant, graph, count)
         _check_interface(session, variant)
         return cls(

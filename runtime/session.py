@@ -82,6 +82,7 @@ class Session:
         capacity: int | None = None,
         threads: int | None = None,
         verify: bool = False,
+        large_pages: bool = True,
     ) -> Session:
         """Graphs and libraries are hashed always, weights with `verify`.
 
@@ -97,7 +98,7 @@ class Session:
             threads = check_at_least_one("threads", threads)
         if budget is not None and not isinstance(budget, Budget):
             raise SessionError(f"budget is {budget!r}; a Budget(memory_bytes) is required")
-        engine = Engine.open(opened, variant, threads)
+        engine = Engine.open(opened, variant, threads, large_pages)
         return cls(opened, engine, limit, budget, variant.name)
 
     @property
