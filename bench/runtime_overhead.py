@@ -50,7 +50,7 @@ def main() -> None:
 def measure(path: Path, prompt_tokens: int, threads: int | None) -> dict[str, float | int | str]:
     package = Package.open(path)
     variant = choose_variant(package, None)
-    engine = Engine.open(package, variant, threads, large_pages=True)
+    engine = Engine.open(package, variant, threads)
     limit = package.manifest.model.max_context
     steps = TURN_STEPS * (TURNS + WARM_UP_TURNS)
     if prompt_tokens + steps > limit:

@@ -66,7 +66,7 @@ class Engine:
 
     @classmethod
     def open(
-        cls, package: Package, variant: Variant, threads: int | None, large_pages: bool
+        cls, package: Package, variant: Variant, threads: int | None, large_pages: bool = True
     ) -> Engine:
         if set(variant.graphs) != {"step"}:
             raise PackageError(f"variant {variant.name} has no step graph; this runtime needs one")
