@@ -17,6 +17,7 @@ from edgewright.runtime.buffers import StateBuffers, check_layout
 from edgewright.runtime.host import default_threads
 from edgewright.runtime.large_pages import read_into_large_pages
 from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
+from edgewright.runtime.process_memory import return_large_blocks
 
 Kernels = Literal["native", "portable"]
 
@@ -73,6 +74,7 @@ class Engine:
         check_layout(variant.states)
         graph = package.read_verified(variant.graphs["step"])
         count = default_threads() if threads is None else threads
+        return_large_blocks()
         if large_pages:
             read_into_large_pages([package.path(path) for path in variant.weights])
         session, kernels = open_graph(package, variant, graph, count)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _PROC = Path("/proc/self")
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_BLOCK_BYTES = 1 << 20
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)")
 
 
@@ -78,6 +83,14 @@ def available_bytes() -> int:
         return 0
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return _kilobytes(fields.get("MemAvailable")) or 0
+
+
+@cache
+def return_large_blocks() -> None:
+    """Large blocks go back to the system when they are freed. glibc's malloc would begin to keep
+    them after the first, between small ones that hold them fast: up to 60 MB of a prefill."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _mapped_bytes(field: str) -> Mapping[str, int]:
