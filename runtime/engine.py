@@ -17,7 +17,9 @@ from edgewright.artifacts.states import StateLayout
 from edgewright.runtime.buffers import StateBuffers, check_layout
 from edgewright.runtime.execution_providers import EXECUTION_PROVIDERS, execution_provider
 from edgewright.runtime.host import default_threads
+from edgewright.runtime.large_pages import read_into_large_pages
 from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
+from edgewright.runtime.process_memory import return_large_blocks
 
 Kernels = Literal["native", "portable"]
 
@@ -61,10 +63,13 @@ class Engine:
     shrink_after: object
 
     @classmethod
-    def open(cls, package: Package, variant: Variant, threads: int | None) -> Engine:
+    def open(
+        cls, package: Package, variant: Variant, threads: int | None, large_pages: bool = True
+    ) -> Engine:
         check_layout(variant)
         graph = package.read_verified(variant.graphs["step"])
         count = default_threads() if threads is None else threads
+        settle_memory(package, variant, large_pages)
         session, kernels = open_graph(package, variant, graph, count)
         check_interface(session, variant, "step")
         return cls(
@@ -103,6 +108,13 @@ class Engine:
 
 def run_error(error: BaseException) -> SessionError:
     return SessionError(f"onnxruntime could not run the graph: {one_line(error)}")
+
+
+def settle_memory(package: Package, variant: Variant, large_pages: bool) -> None:
+    """Before anything is mapped."""
+    return_large_blocks()
+    if large_pages:
+        read_into_large_pages([package.path(path) for path in variant.weights])
 
 
 def open_graph(

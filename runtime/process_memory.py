@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _PROC = Path("/proc/self")
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_BLOCK_BYTES = 1 << 20
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)")
 
 
@@ -56,17 +62,44 @@ def bytes_read_through_maps(folder: Path, call: Callable[[], object]) -> int | N
     try:
         clear.write_text("1")
         call()
-        return _referenced_bytes(os.path.realpath(folder) + os.sep)
+        inside = os.path.realpath(folder) + os.sep
+        return sum(
+            size for path, size in _mapped_bytes("Referenced:").items() if path.startswith(inside)
+        )
     except OSError:
         return None  # a sandbox may forbid it
 
 
-def _referenced_bytes(prefix: str) -> int:
-    total, inside = 0, False
+def bytes_in_large_pages() -> Mapping[str, int]:
+    """Of each file, as far as this process has mapped and read it."""
+    return _mapped_bytes("FilePmdMapped:")
+
+
+def available_bytes() -> int:
+    """What could be had without swapping; 0 where the system does not say."""
+    try:
+        lines = (_PROC.parent / "meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return _kilobytes(fields.get("MemAvailable")) or 0
+
+
+@cache
+def return_large_blocks() -> None:
+    """Large blocks go back to the system when they are freed. glibc's malloc would begin to keep
+    them after the first, between small ones that hold them fast: up to 60 MB of a prefill."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
+def _mapped_bytes(field: str) -> Mapping[str, int]:
+    found: Counter[str] = Counter()
+    path = ""
     with (_PROC / "smaps").open() as lines:
         for line in lines:
             if mapping := _MAPPING.match(line):
-                inside = mapping[1].startswith(prefix)
-            elif inside and line.startswith("Referenced:"):
-                total += int(line.split()[1]) * 1024
-    return total
+                path = mapping[1]
+            elif line.startswith(field):
+                found[path] += int(line.split()[1]) * 1024
+    return found

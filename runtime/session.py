@@ -86,6 +86,7 @@ class Session:
         capacity: int | None = None,
         threads: int | None = None,
         verify: bool = False,
+        large_pages: bool = True,
     ) -> Session:
         """Graphs and libraries are hashed always, weights with `verify`.
 
@@ -104,7 +105,7 @@ class Session:
         if budget is not None and not isinstance(budget, Budget):
             raise SessionError(f"budget is {budget!r}; a Budget(memory_bytes) is required")
         opener = Engine if variant.static is None else StaticEngine
-        engine = opener.open(opened, variant, threads)
+        engine = opener.open(opened, variant, threads, large_pages)
         return cls(opened, engine, limit, budget, variant.name)
 
     @property

@@ -19,6 +19,7 @@ from edgewright.runtime.engine import (
     fingerprint_of,
     open_graph,
     run_error,
+    settle_memory,
 )
 from edgewright.runtime.host import default_threads
 from edgewright.runtime.ort import Array, Binding, OrtSession, wrap
@@ -53,10 +54,13 @@ class StaticEngine:
     threads: int
 
     @classmethod
-    def open(cls, package: Package, variant: Variant, threads: int | None) -> StaticEngine:
+    def open(
+        cls, package: Package, variant: Variant, threads: int | None, large_pages: bool = True
+    ) -> StaticEngine:
         assert variant.static is not None
         check_layout(variant)
         count = default_threads() if threads is None else threads
+        settle_memory(package, variant, large_pages)
         graphs = {role: package.read_verified(variant.graphs[role]) for role in ROLES}
         sessions: dict[StaticRole, OrtSession] = {}
         for role, graph in graphs.items():

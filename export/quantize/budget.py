@@ -14,6 +14,7 @@ from edgewright.model.loading import LazyModel
 Shares = Mapping[str, tuple[Share, ...]]  # by group key, in the order of its rows
 
 _TRIES = 20
+_LEAST_STEP_BYTES = 16
 
 
 def fit_budget(
@@ -29,7 +30,7 @@ def fit_budget(
     allowed = bits * count / 8
     budget = allowed - kept
     by_key = {group.key: group for group in plan}
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         try:
             shares = _joined(allocate(parts, budget))
         except Unmet as unmet:
@@ -43,8 +44,9 @@ def fit_budget(
         over = kept + exact - allowed
         if over <= 0:
             return shares
-        # Headers and padding, which no part can be charged with.
-        budget -= over
+        # Headers and padding, which no part can be charged with. Shares are whole strips: a budget
+        # that shrinks by less may buy the same ones, for ever.
+        budget -= max(over, _LEAST_STEP_BYTES << attempt)
     raise AssertionError("the sizes of the parts do not add up")
 
 

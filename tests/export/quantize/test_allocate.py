@@ -97,7 +97,7 @@ def test_all_that_is_stored_fits(name: str, opened: Callable) -> None:
         )
     ]
     kept = kept_bytes(model, plan)
-    for codes in (4.5, 6.0):
+    for codes in (4.5 + i / 160 for i in range(240)):
         bits = codes + 8 * kept / model.parameter_count
         shares = fit_budget(model, plan, parts, bits, 128)
         stored = sum(exact_bytes(group, shares[group.key], 128, False) for group in plan)
