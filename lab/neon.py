@@ -19,7 +19,8 @@ from pathlib import Path
 from edgewright.artifacts.errors import EdgewrightError
 from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops.compiler import build, compiled_for
-from lab.arm64_root import PROCESSORS, LabError, prepare
+from lab.apt import LabError
+from lab.arm64_root import PROCESSORS, prepare
 
 ROOT = Path(__file__).parents[1]
 TARGET = "linux-aarch64"
