@@ -126,13 +126,21 @@ def packages_changed(planned: str) -> list[str]:
     return [upgraded or removed for upgraded, removed in found]
 
 
-def is_installed(package: str) -> bool:
-    command = ["dpkg-query", "--show", "--showformat", "${Status}", package]
+def install_in_system(packages: Sequence[str], lists: Path) -> None:
+    """For what finds its files only where Debian puts them."""
+    if not are_installed(packages):
+        apt = Apt(lists, "amd64")
+        apt.update()
+        apt.install_in_system(packages)
+
+
+def are_installed(packages: Sequence[str]) -> bool:
+    command = ["dpkg-query", "--show", "--showformat", "${Status}\n", *packages]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return False
-    return done.stdout == _INSTALLED
+    return done.stdout.splitlines() == [_INSTALLED] * len(packages)
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ EXTERNAL = "weights.bin"
 
 @dataclass(frozen=True)
 class OneOp:
-    """`weights` become initialisers; `refused` where no provider but the processor has the op."""
+    """`weights` become initialisers; `is_processors_own` where no other provider has the op."""
 
     op: str
     inputs: Arrays
@@ -28,9 +28,10 @@ class OneOp:
     wanted: Array
     domain: str = ""
     attributes: Mapping[str, int] | None = None
-    refused: bool = False
+    is_processors_own: bool = False
+    is_external: bool = False
 
-    def write(self, path: Path, external: bool) -> None:
+    def write(self, path: Path) -> None:
         node = helper.make_node(
             self.op,
             [*self.inputs, *self.weights],
@@ -47,13 +48,15 @@ class OneOp:
         )
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
-        onnx.save(model, path, save_as_external_data=external, location=EXTERNAL, size_threshold=0)
+        onnx.save(
+            model, path, save_as_external_data=self.is_external, location=EXTERNAL, size_threshold=0
+        )
 
 
 def matmul(dtype: np.dtype[np.generic]) -> OneOp:
     x, w = _noise(dtype, (2, 8, 64)), _noise(dtype, (64, 48))
     wanted = (x.astype(np.float64) @ w.astype(np.float64)).astype(dtype)
-    return OneOp("MatMul", {"x": x}, {"w": w}, wanted)
+    return OneOp("MatMul", {"x": x}, {"w": w}, wanted, is_external=True)
 
 
 def softmax(dtype: np.dtype[np.generic]) -> OneOp:
@@ -80,7 +83,7 @@ def matmul_nbits(dtype: np.dtype[np.generic]) -> OneOp:
 
 def determinant(dtype: np.dtype[np.generic]) -> OneOp:
     x = _noise(np.dtype(np.float32), (2, 3, 3))
-    return OneOp("Det", {"x": x}, {}, np.linalg.det(x), refused=True)
+    return OneOp("Det", {"x": x}, {}, np.linalg.det(x), is_processors_own=True)
 
 
 CASES: tuple[Callable[[np.dtype[np.generic]], OneOp], ...] = (

@@ -3,20 +3,18 @@ emulator that runs programs of it, come out. Nothing of it is installed in the s
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from edgewright.artifacts.claims import claimed
 from lab.apt import Apt, LabError, run
+from lab.parts import Part
 
 # Older emulators crash while ONNX Runtime is imported.
 _LEAST_EMULATOR = 8
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
-_WHEELS = ("onnxruntime", "numpy")
+_WHEELS = {name: version(name) for name in ("onnxruntime", "numpy")}  # as they are here
 _MANYLINUX = ("2014", *(f"_2_{minor}" for minor in range(17, 37)))
 
 # What is emulated for each instruction set: a processor that has it, and none of those above it.
@@ -25,17 +23,13 @@ PROCESSORS = {"neon": "cortex-a72", "neon_dot": "cortex-a76", "neon_i8mm": "neov
 
 @dataclass(frozen=True)
 class Arm64Root:
-    """What `prepare` leaves in a folder."""
+    """What is in the folder of the part."""
 
     folder: Path
 
     @property
     def root(self) -> Path:
         return self.folder / "root"
-
-    @property
-    def stamp(self) -> Path:
-        return self.folder / "made-of.json"
 
     def python(self, isa: str, *arguments: str) -> list[str]:
         """The command that runs Python on an arm64 processor; it sees this machine's files too."""
@@ -51,23 +45,13 @@ class Arm64Root:
         return found[0]
 
 
-def prepare(folder: Path) -> Arm64Root:
-    """Made once; made again when another version of ONNX Runtime or numpy is installed here."""
+def _install(folder: Path) -> None:
     made = Arm64Root(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {name: version(name) for name in _WHEELS}
-    with claimed(folder):
-        if made.stamp.is_file() and json.loads(made.stamp.read_text()) == wanted:
-            return made
-        for part in ("root", "emulator", "apt"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-        apt = Apt(folder / "apt", "arm64", also=("amd64",))
-        apt.update()
-        apt.unpack_with_dependencies(_PACKAGES, made.root)
-        _unpack_emulator(apt, folder / "emulator")
-        _install_wheels(made, wanted)
-        made.stamp.write_text(json.dumps(wanted))
-    return made
+    apt = Apt(folder / "apt", "arm64", also=("amd64",))
+    apt.update()
+    apt.unpack_with_dependencies(_PACKAGES, made.root)
+    _unpack_emulator(apt, folder / "emulator")
+    _install_wheels(made)
 
 
 def _unpack_emulator(apt: Apt, target: Path) -> None:
@@ -85,11 +69,14 @@ def _unpack_emulator(apt: Apt, target: Path) -> None:
     apt.unpack_alone(chosen, target)
 
 
-def _install_wheels(made: Arm64Root, wanted: dict[str, str]) -> None:
+def _install_wheels(made: Arm64Root) -> None:
     minor = made._interpreter().name.removeprefix("python")
     platforms = [f"--platform=manylinux{name}_aarch64" for name in _MANYLINUX]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", f"--python-version={minor}", *platforms]
     command += ["--target", str(made.root / "packages")]
-    command += [f"{name}=={number}" for name, number in wanted.items()]
+    command += [f"{name}=={number}" for name, number in _WHEELS.items()]
     run(command, "pip cannot install for arm64")
+
+
+PART = Part("arm64", _WHEELS, _install)
