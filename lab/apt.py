@@ -10,19 +10,17 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgewright.artifacts.errors import EdgewrightError
+from lab import LabError
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INSTALLED = "install ok installed"
-
-
-class LabError(EdgewrightError):
-    """The machine to test on could not be made."""
+_SECONDS = 900
 
 
 class Apt:
     """The sources are the archive that the machine itself uses: its release with the updates, and
-    the backports, from which nothing comes that was not asked for."""
+    the backports, from which nothing comes that was not asked for. `with` brings the lists, and
+    leaves nothing in the folder."""
 
     def __init__(self, folder: Path, architecture: str, also: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -58,7 +56,14 @@ class Apt:
                 return line.split()[0].rstrip("/")
         raise LabError(f"apt has no source of {self.release}'s component main; add one")
 
-    def update(self) -> None:
+    def __enter__(self) -> Apt:
+        self._update()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        shutil.rmtree(self.folder)
+
+    def _update(self) -> None:
         signed = f"signed-by={_KEYRING} " if _KEYRING.is_file() else ""
         suites = {name: self.archive for name in ("", "-updates", "-backports")}
         # A mirror has the security archive beside it, or not at all.
@@ -129,9 +134,8 @@ def packages_changed(planned: str) -> list[str]:
 def install_in_system(packages: Sequence[str], lists: Path) -> None:
     """For what finds its files only where Debian puts them."""
     if not are_installed(packages):
-        apt = Apt(lists, "amd64")
-        apt.update()
-        apt.install_in_system(packages)
+        with Apt(lists, "amd64") as apt:
+            apt.install_in_system(packages)
 
 
 def are_installed(packages: Sequence[str]) -> bool:
@@ -149,7 +153,12 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def run(command: Sequence[str], problem: str, folder: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise LabError(f"{problem}: no end in {_SECONDS} s") from None
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
         raise LabError(f"{problem}: {lines[-1]}")

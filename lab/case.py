@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.apt import LabError
+from lab import LabError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]

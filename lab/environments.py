@@ -40,7 +40,7 @@ class Environment:
     command: Callable[[Folders, str, str], Command]
     has_float16: bool = True
     computes_in_float16: bool = False
-    seconds: float = 120
+    seconds: float = 300
 
     @property
     def can_fall_back(self) -> bool:
@@ -54,10 +54,11 @@ class Environment:
             answered, home = Path(scratch) / "answer", Path(scratch) / "home"
             answered.mkdir()
             home.mkdir()
+            own = {"HOME": str(home), "TMPDIR": str(home), "OMP_NUM_THREADS": "1"}
             command = self.command(folders, str(case.resolve()), str(answered))
             done = subprocess.run(
                 [sys.executable, contained.__file__, str(self.seconds), *command.words],
-                env=os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1"} | command.environment,
+                env=os.environ | own | command.environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

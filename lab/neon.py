@@ -19,7 +19,7 @@ from pathlib import Path
 from edgewright.artifacts.errors import EdgewrightError
 from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops.compiler import build, compiled_for
-from lab.apt import LabError
+from lab import LabError
 from lab.parts import ensure
 from lab.parts.arm64 import PART, PROCESSORS
 

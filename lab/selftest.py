@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,12 +44,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, help="these environments alone")
     parser.add_argument("--folder", type=Path, help="where the parts are, or are to be installed")
+    parser.add_argument("--jobs", type=int, default=1, help="environments at a time")
     parser.add_argument("--json", action="store_true", help="the report for a program to read")
     options = parser.parse_args()
-    reports = []
-    for name in options.only or ENVIRONMENTS:
-        print(f"lab: {name}", file=sys.stderr, flush=True)
-        reports.append(check(ENVIRONMENTS[name], options.folder or cache_dir() / "lab"))
+    root = options.folder or cache_dir() / "lab"
+    with ThreadPoolExecutor(options.jobs) as pool:
+        chosen = [ENVIRONMENTS[name] for name in options.only or ENVIRONMENTS]
+        reports = list(pool.map(lambda environment: check(environment, root), chosen))
     if options.json:
         print(json.dumps([asdict(report) for report in reports], indent=2))
     else:
@@ -58,6 +60,7 @@ def main() -> int:
 
 def check(environment: Environment, root: Path) -> Report:
     report = Report(environment.name)
+    print(f"lab: {environment.name}", file=sys.stderr, flush=True)
     try:
         folders = environment.prepare(root)
     except (EdgewrightError, OSError) as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from lab.apt import Apt, LabError, run
+from lab import LabError
+from lab.apt import Apt, run
 from lab.parts import Part
 
 # Older emulators crash while ONNX Runtime is imported.
@@ -47,10 +48,9 @@ class Arm64Root:
 
 def _install(folder: Path) -> None:
     made = Arm64Root(folder)
-    apt = Apt(folder / "apt", "arm64", also=("amd64",))
-    apt.update()
-    apt.unpack_with_dependencies(_PACKAGES, made.root)
-    _unpack_emulator(apt, folder / "emulator")
+    with Apt(folder / "apt", "arm64", also=("amd64",)) as apt:
+        apt.unpack_with_dependencies(_PACKAGES, made.root)
+        _unpack_emulator(apt, folder / "emulator")
     _install_wheels(made)
 
 

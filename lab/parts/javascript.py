@@ -8,7 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-from lab.apt import LabError, run
+from lab import LabError
+from lab.apt import run
 from lab.parts import Part
 from lab.parts.wheels import install_wheels
 

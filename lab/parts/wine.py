@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lab import contained
-from lab.apt import LabError, are_installed, install_in_system, run
+from lab import LabError, contained
+from lab.apt import are_installed, install_in_system, run
 from lab.parts import Part
 
 _PACKAGES = ("wine64", "xvfb")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgewright.custom_ops.compiler import build, buildable_host
-from lab import apt, arm64_worker, neon
+from lab import LabError, apt, arm64_worker, neon
 from tests.custom_ops.single_op import SingleOp
 
 Arrays = dict[str, np.ndarray]
@@ -93,5 +93,5 @@ def test_a_machine_without_apt_is_told_so(
 
 def test_what_a_command_says_last_is_the_error() -> None:
     script = "import sys; sys.exit('first\\nthe reason')"
-    with pytest.raises(apt.LabError, match=r"^no download: the reason$"):
+    with pytest.raises(LabError, match=r"^no download: the reason$"):
         apt.run([sys.executable, "-c", script], "no download")
