@@ -122,6 +122,7 @@ class Apt:
             raise LabError(f"{' '.join(packages)} cannot be installed: root is required, or sudo")
         root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
         quiet = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *self.options]
+        quiet.append(f"-oDPkg::Lock::Timeout={_SECONDS}")
         run([*quiet, "-qq", "--yes", *arguments], f"apt cannot install {' '.join(packages)}")
 
 

@@ -27,7 +27,7 @@ from lab.case import Answer, difference, write_case
 from lab.environments import ENVIRONMENTS, Environment
 
 # Sums of 64 products, each rounded to what the type holds.
-_WITHIN = {"float32": 1e-4, "float16": 8 * 2.0**-10}
+WITHIN = {"float32": 1e-4, "float16": 8 * 2.0**-10}
 
 
 @dataclass
@@ -74,7 +74,7 @@ def check(environment: Environment, root: Path) -> Report:
             write_case(folder, Path(scratch) / "model.onnx", case.inputs, external)
             answer = environment.run(folders, folder)
         computed = "float16" if environment.computes_in_float16 else dtype
-        problem = judged(case, environment.can_fall_back, _WITHIN[computed], answer)
+        problem = judged(case, environment.can_fall_back, WITHIN[computed], answer)
         if problem:
             report.failed[name] = problem
         else:
