@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,10 +113,8 @@ class Apt:
     def install_in_system(self, packages: Sequence[str]) -> None:
         """Only what is new there: where a package would be upgraded or removed, nothing is done."""
         arguments = ["--no-upgrade", "install", *packages]
-        planned = run(
-            ["apt-get", *self.options, "--simulate", *arguments],
-            f"apt cannot install {' '.join(packages)}",
-        )
+        problem = f"apt cannot install {' '.join(packages)}"
+        planned = run(["apt-get", *self.options, "--simulate", *arguments], problem)
         if changed := packages_changed(planned):
             raise LabError(f"{' '.join(packages)} would change {', '.join(changed)}")
         if os.geteuid() != 0 and shutil.which("sudo") is None:
@@ -123,7 +122,8 @@ class Apt:
         root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
         quiet = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *self.options]
         quiet.append(f"-oDPkg::Lock::Timeout={_SECONDS}")
-        run([*quiet, "-qq", "--yes", *arguments], f"apt cannot install {' '.join(packages)}")
+        run([*quiet, "-qq", "--yes", "--download-only", *arguments], problem)
+        _run_to_its_end([*quiet, "-qq", "--yes", *arguments], problem)
 
 
 def packages_changed(planned: str) -> list[str]:
@@ -160,10 +160,24 @@ def run(command: Sequence[str], problem: str, folder: Path | None = None) -> str
         )
     except subprocess.TimeoutExpired:
         raise LabError(f"{problem}: no end in {_SECONDS} s") from None
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise LabError(f"{problem}: {lines[-1]}")
+    _check(done.returncode, done.stderr.strip() or done.stdout, problem)
     return done.stdout
+
+
+def _run_to_its_end(command: Sequence[str], problem: str) -> None:
+    """What ends us does not end this: the system would be left half installed."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        status = process.wait()
+        log.seek(0)
+        _check(status, log.read(), problem)
+
+
+def _check(status: int, said: str, problem: str) -> None:
+    if status:
+        raise LabError(f"{problem}: {(said.strip() or 'no message').splitlines()[-1]}")
 
 
 def _os_release() -> str:

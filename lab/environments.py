@@ -58,7 +58,7 @@ class Environment:
             command = self.command(folders, str(case.resolve()), str(answered))
             done = subprocess.run(
                 [sys.executable, contained.__file__, str(self.seconds), *command.words],
-                env=os.environ | own | command.environment,
+                env={**os.environ, **own, **command.environment},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

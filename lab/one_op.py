@@ -4,7 +4,7 @@ that it computes in the type it is given, and that it refuses what it has no pla
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,14 @@ class OneOp:
     weights: Arrays
     wanted: Array
     domain: str = ""
-    attributes: Mapping[str, int] | None = None
+    attributes: Mapping[str, int] = field(default_factory=dict)
     is_processors_own: bool = False
     is_external: bool = False
 
     def write(self, path: Path) -> None:
-        node = helper.make_node(
-            self.op,
-            [*self.inputs, *self.weights],
-            ["y"],
-            domain=self.domain,
-            **self.attributes or {},
-        )
+        node = helper.make_node(self.op, [*self.inputs, *self.weights], ["y"], domain=self.domain)
+        for name, number in self.attributes.items():
+            node.attribute.append(helper.make_attribute(name, number))
         graph = helper.make_graph(
             [node],
             self.op,
@@ -68,16 +64,14 @@ def softmax(dtype: np.dtype[np.generic]) -> OneOp:
 def matmul_nbits(dtype: np.dtype[np.generic]) -> OneOp:
     """Four bits a weight, two of them in a byte and the first one low; eight is zero."""
     columns, depth = 48, 2 * _BLOCK
-    x, scales = (
-        _noise(dtype, (1, 5, depth)),
-        np.abs(_noise(dtype, (columns * 2,))) / 16 + dtype.type(1),
-    )
+    x, wide = _noise(dtype, (1, 5, depth)), _noise(np.dtype(np.float64), (columns * 2,))
+    scales = ((np.abs(wide) / 16 + 1) / 8).astype(dtype)
     packed = np.random.default_rng(1).integers(0, 256, (columns, 2, _BLOCK // 2), np.uint8)
     codes = np.stack([packed & 15, packed >> 4], -1).reshape(columns, 2, _BLOCK).astype(np.float64)
-    weight = (codes - 8) / 8 * scales.astype(np.float64).reshape(columns, 2, 1)
+    weight = (codes - 8) * scales.astype(np.float64).reshape(columns, 2, 1)
     wanted = (x.astype(np.float64) @ weight.reshape(columns, depth).T).astype(dtype)
     attributes = {"K": depth, "N": columns, "bits": 4, "block_size": _BLOCK}
-    weights = {"w": packed, "scales": (scales / dtype.type(8)).astype(dtype)}
+    weights = {"w": packed, "scales": scales}
     return OneOp("MatMulNBits", {"x": x}, weights, wanted, "com.microsoft", attributes)
 
 
