@@ -22,7 +22,10 @@ def program(folder: Path, *command: str) -> list[str]:
 def _install(folder: Path) -> None:
     install_in_system(_PACKAGES, folder / "apt")
     bounded = [sys.executable, contained.__file__, _SECONDS]
-    run([*bounded, *program(folder, "wineboot", "--init")], "Wine makes no Windows")
+    run(
+        ["env", f"TMPDIR={folder}", *bounded, *program(folder, "wineboot", "--init")],
+        "Wine makes no Windows",
+    )
     if not (folder / "prefix/system.reg").is_file():
         raise LabError("Wine made no Windows: there is no registry in it")
 
