@@ -14,7 +14,7 @@ import sys
 _WINE = "/usr/lib/wine/wine64"
 _SERVER = "/usr/lib/wine/wineserver64"
 _QUIET = {
-    "WINEDEBUG": "-all",
+    "WINEDEBUG": "fixme-all",
     # Not asked for at the first start: it would open a window, and wait.
     "WINEDLLOVERRIDES": "mscoree,mshtml=",
 }
