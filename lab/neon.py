@@ -19,7 +19,9 @@ from pathlib import Path
 from edgewright.artifacts.errors import EdgewrightError
 from edgewright.artifacts.user_dirs import cache_dir
 from edgewright.custom_ops.compiler import build, compiled_for
-from lab.arm64_root import PROCESSORS, LabError, prepare
+from lab import LabError
+from lab.parts import ensure
+from lab.parts.arm64 import PART, PROCESSORS
 
 ROOT = Path(__file__).parents[1]
 TARGET = "linux-aarch64"
@@ -27,11 +29,11 @@ TARGET = "linux-aarch64"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where the arm64 root is, or is to be made")
+    parser.add_argument("--folder", type=Path, help="where the lab's parts are, or are to be made")
     parser.add_argument("--jobs", default="2", help="test processes, each with its emulator")
     options, arguments = parser.parse_known_args()
     try:
-        return sweep(options.folder or cache_dir() / "arm64", options.jobs, arguments)
+        return sweep(options.folder or cache_dir() / "lab", options.jobs, arguments)
     except EdgewrightError as error:
         print(f"lab.neon: {error}", file=sys.stderr)
         return 1
@@ -39,13 +41,13 @@ def main() -> int:
 
 def sweep(folder: Path, jobs: str, arguments: list[str]) -> int:
     began = time.monotonic()
-    made = prepare(folder)
+    made = ensure(PART, folder)
     print(f"arm64 root: {time.monotonic() - began:.0f} s", flush=True)
     build(TARGET)
     print(f"{TARGET} library: {time.monotonic() - began:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as notes:
         environment = os.environ | {
-            "EDGEWRIGHT_ARM64_ROOT": str(made.folder),
+            "EDGEWRIGHT_ARM64_ROOT": str(made),
             "EDGEWRIGHT_ARM64_NOTES": notes,
         }
         command = [sys.executable, "-m", "pytest", "tests/custom_ops", "-n", jobs, *arguments]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgewright.custom_ops.compiler import Library, compiled_for
 from lab import arm64_worker
-from lab.arm64_root import PROCESSORS, Arm64Root
+from lab.parts.arm64 import PROCESSORS, Arm64Root
 
 ROOT = os.environ.get("EDGEWRIGHT_ARM64_ROOT")
 NOTES = os.environ.get("EDGEWRIGHT_ARM64_NOTES")  # a folder, for a file <isa>/<op> of each sweep

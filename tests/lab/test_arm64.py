@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from edgewright.custom_ops.compiler import build, buildable_host
-from lab import arm64_root, arm64_worker, neon
-from lab.arm64_root import LabError
+from lab import LabError, apt, arm64_worker, neon
 from tests.custom_ops.single_op import SingleOp
 
 Arrays = dict[str, np.ndarray]
@@ -85,16 +84,14 @@ def test_an_error_comes_back_as_text_and_the_worker_lives_on(worker: Worker) -> 
 def test_a_machine_without_apt_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(arm64_root.shutil, "which", lambda name: None)
+    monkeypatch.setattr(apt.shutil, "which", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["lab.neon", "--folder", str(tmp_path)])
     assert neon.main() == 1
     said = capsys.readouterr().err
-    assert (
-        said == "lab.neon: an arm64 root is made with apt on Debian; run this on such a machine\n"
-    )
+    assert said == "lab.neon: this part is made with apt on Debian; run this on such a machine\n"
 
 
 def test_what_a_command_says_last_is_the_error() -> None:
     script = "import sys; sys.exit('first\\nthe reason')"
     with pytest.raises(LabError, match=r"^no download: the reason$"):
-        arm64_root._run([sys.executable, "-c", script], "no download")
+        apt.run([sys.executable, "-c", script], "no download")
