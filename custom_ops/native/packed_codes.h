@@ -81,23 +81,29 @@ static inline void with_bits(int bits, const Use& use) {
   }
 }
 
-// The scales of one block of a strip's rows, each times `factor`.
-static inline void block_scales(const PackedSegment& s, const PackedStrip& strip, size_t block,
-                                float factor, float* to) {
-  for (size_t r = 0; r < kStripRows; r += kLanes) {
-    const size_t at = block * kStripRows + r;
-    F32 scale;
-    if (s.scale_kind == kScaleCodes) {
-      using Codes = uint8_t __attribute__((vector_size(kLanes)));
-      const F32 code = __builtin_convertvector(
-          __builtin_convertvector(read<Codes>(strip.block_scales + at), I32), F32);
-      scale = from_bfloat(read<U16>(strip.row_scales + r * 2)) * code;
-    } else {
-      const U16 raw = read<U16>(strip.block_scales + at * 2);
-      scale = s.scale_kind == kScaleHalf ? from_half(raw) : from_bfloat(raw);
-    }
-    store(to + r, scale * splat(factor));
-  }
+// kLanes values of a table of bytes.
+static inline I32 bytes_of(const uint8_t* from) {
+  using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(read<Bytes>(from), I32);
+}
+
+static inline F32 load_bytes(const uint8_t* from) {
+  return __builtin_convertvector(bytes_of(from), F32);
+}
+
+// kLanes values of a table of block scales; where those are codes, without the scales of the rows.
+static inline F32 block_scale(int scale_kind, const uint8_t* scales, size_t at) {
+  if (scale_kind == kScaleCodes) return load_bytes(scales + at);
+  const U16 raw = read<U16>(scales + at * 2);
+  return scale_kind == kScaleHalf ? from_half(raw) : from_bfloat(raw);
+}
+
+// The scales of kLanes rows of a strip, from row r on, in one block.
+static inline F32 scales_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
+                            size_t r) {
+  const F32 scale = block_scale(s.scale_kind, strip.block_scales, block * kStripRows + r);
+  return s.scale_kind == kScaleCodes ? from_bfloat(read<U16>(strip.row_scales + r * 2)) * scale
+                                     : scale;
 }
 
 }  // namespace EDGE_ISA

@@ -27,19 +27,6 @@ constexpr size_t kPieceBlocks = kM <= 2 ? 8 : 4;
 // those are added up, and when their turn comes, the processor follows the codes by itself.
 constexpr size_t kLinesASpan = 4;
 
-static inline I32 bytes_of(const uint8_t* from) {
-  using Codes = uint8_t __attribute__((vector_size(kLanes)));
-  return __builtin_convertvector(read<Codes>(from), I32);
-}
-
-static inline F32 block_scale(int scale_kind, const uint8_t* scales, size_t at) {
-  if (scale_kind == kScaleCodes) {
-    return __builtin_convertvector(bytes_of(scales + at), F32);
-  }
-  const U16 raw = read<U16>(scales + at * 2);
-  return scale_kind == kScaleHalf ? from_half(raw) : from_bfloat(raw);
-}
-
 static inline void prefetch_bytes(const uint8_t* from, size_t bytes) {
   for (size_t i = 0; i < bytes; i += kPackedLine) prefetch(from + i);
 }

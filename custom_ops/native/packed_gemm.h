@@ -111,8 +111,11 @@ static inline bool unpack_strip(const GroupStrip& g, const GemmPiece& piece, siz
                           (piece.columns + kChunkColumns - 1) / kChunkColumns, panel);
   }
   const size_t first = piece.first / piece.block;
+  const F32 fraction = splat(1.0f / float(1 << s.shift));
   for (size_t b = 0; b < piece.blocks; b++) {
-    block_scales(s, g.strip, first + b, 1.0f / float(1 << s.shift), scratch->scale[i][b]);
+    for (size_t r = 0; r < kStripRows; r += kLanes) {
+      store(scratch->scale[i][b] + r, scales_of(s, g.strip, first + b, r) * fraction);
+    }
     if (piece.same_offset) continue;
     for (size_t r = 0; r < kStripRows; r++) {
       const uint8_t* zeros = g.strip.zeros;

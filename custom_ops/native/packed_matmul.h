@@ -56,8 +56,8 @@ static inline Status* with_packed_inputs(const char* op, const Context& context,
     return Message(op).text(": x has ").number(x.last()).text(" columns and the packed weight ")
         .number(int64_t(packed.columns)).text(" in ").number(int64_t(packed.count))
         .text(" matrices of ").number(int64_t(packed.rows))
-        .text(" rows; equal columns and one matrix of a multiple of ").number(int64_t(parts))
-        .text(" rows are required").error();
+        .text(" rows; equal columns and one matrix")
+        .text(parts == 1 ? "" : ", its rows in two equal parts,").text(" are required").error();
   }
   Tensor y = x;
   y.dims[y.rank - 1] = int64_t(packed.rows / parts);

@@ -45,27 +45,7 @@ static inline void store_square(const Line* quads, int8_t* to) {
 }
 constexpr size_t kSquare = 256;
 
-// kLanes values of a table of bytes.
-static inline F32 load_bytes(const uint8_t* p) {
-  using U8 = uint8_t __attribute__((vector_size(kLanes)));
-  return __builtin_convertvector(__builtin_convertvector(read<U8>(p), I32), F32);
-}
-
-// The scales of kLanes rows of a strip, from row r on, in one block.
-static inline F32 scales_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
-                            size_t r) {
-  const size_t at = block * kStripRows + r;
-  if (s.scale_kind == kScaleHalf) {
-    return load(reinterpret_cast<const Half*>(strip.block_scales) + at);
-  }
-  if (s.scale_kind == kScaleBfloat) {
-    return load(reinterpret_cast<const Bfloat*>(strip.block_scales) + at);
-  }
-  const auto* rows = reinterpret_cast<const Bfloat*>(strip.row_scales);
-  return load(rows + r) * load_bytes(strip.block_scales + at);
-}
-
-// And what is added to their bytes: how far zero points are from the middle, and half a step.
+// What is added to their bytes: how far zero points are from the middle, and half a step.
 static inline F32 offsets_of(const PackedSegment& s, const PackedStrip& strip, size_t block,
                              size_t r) {
   const float middle = float(1 << (s.bits - 1)), more = s.half ? 0.5f : 0.0f;
