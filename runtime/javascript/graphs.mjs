@@ -32,7 +32,8 @@ export class Graphs {
     try {
       for (const [role, path] of Object.entries(variant.graphs)) {
         const bytes = await pack.readVerified(path);
-        graphs.sessions[role] = await graphs.#open(path, bytes, weights, pack, allowFallback, sessionOptions);
+        const more = typeof sessionOptions === 'function' ? sessionOptions(role) : sessionOptions;
+        graphs.sessions[role] = await graphs.#open(path, bytes, weights, pack, allowFallback, more);
         graphs.#checkInterface(role);
       }
     } catch (error) {

@@ -34,7 +34,8 @@ export class Session {
    * @param {boolean} [options.verify] hash the weights too, and not the graphs alone
    * @param {boolean} [options.allowFallback] let nodes that a device does not take run on the processor
    * @param {number} [options.capacity] the context in tokens; the model's own unless given
-   * @param {object} [options.sessionOptions] more of ONNX Runtime's own options
+   * @param {object|function} [options.sessionOptions] more of ONNX Runtime's own options, or a
+   *   function that gives them for a graph's role
    */
   static async open(source, options = {}) {
     const { ort, provider, verify = false, capacity } = options;
