@@ -42,7 +42,8 @@ export async function answerWith(answered, make) {
   try {
     told = await make();
   } catch (error) {
-    told = { error: String(error?.message ?? error) };
+    // Of a page's error, the message has the stack, too.
+    told = { error: String(error?.message ?? error).split('\n    at ')[0] };
   }
   writer(answered)('answer.json', JSON.stringify(told));
   // Threads of the provider's own would keep the process.
