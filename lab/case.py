@@ -5,6 +5,8 @@ in any language: `case.json` and raw little-endian values. A runner's answer has
     answer.json  {"outputs": {name: tensor}, "nodes": {provider: [op]}, "measured": {name: number}}
                  or {"error": text}
     tensor       {"dtype": "float32", "shape": [2, 3], "file": "input0.bin"}
+
+What a package answers has the same form, too.
 """
 
 from __future__ import annotations
@@ -39,6 +41,26 @@ class Answer:
     @property
     def is_refused(self) -> bool:
         return _NO_FALLBACK in self.error
+
+
+@dataclass(frozen=True)
+class PackageAnswer:
+    """`logits` [n, vocabulary] float32 and `tokens` [n]; see package_run.mjs. None with an error."""
+
+    logits: Array | None = None
+    tokens: tuple[int, ...] = ()
+    nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    @classmethod
+    def of(cls, answer: Answer) -> PackageAnswer:
+        if answer.error:
+            return cls(error=answer.error)
+        if answer.outputs.keys() != {"logits", "tokens"}:
+            raise LabError(f"outputs {sorted(answer.outputs)} came; logits and tokens were wanted")
+        tokens = tuple(answer.outputs["tokens"].tolist())
+        return cls(answer.outputs["logits"], tokens, answer.nodes, answer.measured)
 
 
 def write_case(

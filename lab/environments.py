@@ -1,5 +1,5 @@
-"""A case goes in; what one of the lab's environments answers comes out. Each runs it in a process
-of its own, for so long at most, and leaves none behind."""
+"""A case, or a package, goes in; what one of the lab's environments answers comes out. Each runs it in
+a process of its own, for so long at most, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lab import contained
-from lab.case import Answer, read_answer
+from lab.case import Answer, PackageAnswer, read_answer
 from lab.parts import Part, arm64, chromium, ensure, javascript, mesa, wheels, wine
 
 RUNNERS = Path(__file__).parent / "runners"
+DRIVER = Path(__file__).parents[1] / "runtime/javascript"
 Folders = Mapping[str, Path]
 
 _CPU, _WEBGPU = "CPUExecutionProvider", "WebGpuExecutionProvider"
@@ -31,13 +33,26 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a runner is given: where the answer goes, the folder of the case or the package, and words
+    that no environment changes."""
+
+    runner: Literal["case", "package"]
+    answered: str
+    folder: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Environment:
-    """`command` is given the folders of its parts, the case and where the answer goes."""
+    """`command` is given the folders of its parts. `case_words` tell a case's runner where to run it;
+    a package's runner is told one of the package's providers."""
 
     name: str
     provider: str
     parts: tuple[Part, ...]
-    command: Callable[[Folders, str, str], Command]
+    command: Callable[[Folders, Job], Command]
+    case_words: tuple[str, ...]
     has_float16: bool = True
     computes_in_float16: bool = False
     seconds: float = 300
@@ -50,12 +65,30 @@ class Environment:
         return {part.name: ensure(part, root) for part in self.parts}
 
     def run(self, folders: Folders, case: Path) -> Answer:
+        return self._answer(folders, "case", case, self.case_words)
+
+    def run_package(
+        self, folders: Folders, package: Path, provider: str, ids: Sequence[int], prompt: int
+    ) -> PackageAnswer:
+        """The logits after the first `prompt` ids and after each other; see package_run.mjs."""
+        words = (provider, ",".join(map(str, ids)), str(prompt))
+        return PackageAnswer.of(self._answer(folders, "package", package, words))
+
+    def _answer(
+        self,
+        folders: Folders,
+        runner: Literal["case", "package"],
+        folder: Path,
+        words: tuple[str, ...],
+    ) -> Answer:
         with tempfile.TemporaryDirectory(prefix="edgewright-lab-") as scratch:
             answered, home = Path(scratch) / "answer", Path(scratch) / "home"
             answered.mkdir()
             home.mkdir()
             own = {"HOME": str(home), "TMPDIR": str(home), "OMP_NUM_THREADS": "1"}
-            command = self.command(folders, str(case.resolve()), str(answered))
+            command = self.command(
+                folders, Job(runner, str(answered), str(folder.resolve()), words)
+            )
             done = subprocess.run(
                 [sys.executable, contained.__file__, str(self.seconds), *command.words],
                 env={**os.environ, **own, **command.environment},
@@ -79,49 +112,50 @@ class Environment:
         return Answer(error=f"not all nodes ran on {self.provider}: {told or 'none is known'}")
 
 
-def _python(part: Part | None, *provider: str) -> Callable[[Folders, str, str], Command]:
-    def command(folders: Folders, case: str, answered: str) -> Command:
+def _python(part: Part | None) -> Callable[[Folders, Job], Command]:
+    def command(folders: Folders, job: Job) -> Command:
         python = wheels.python(folders[part.name]) if part else sys.executable
-        words = [python, str(RUNNERS / "python_case.py"), case, answered, *provider]
-        return Command(words, _vulkan(folders))
+        return Command([python, *_python_program(job)], _vulkan(folders))
 
     return command
 
 
-def _arm64(folders: Folders, case: str, answered: str) -> Command:
-    program = (str(RUNNERS / "python_case.py"), case, answered, "cpu")
+def _python_program(job: Job) -> tuple[str, ...]:
+    return (str(RUNNERS / f"python_{job.runner}.py"), job.answered, job.folder, *job.words)
+
+
+def _arm64(folders: Folders, job: Job) -> Command:
     # ONNX Runtime multiplies in 16 bits without asking whether the processor can.
-    return Command(arm64.Arm64Root(folders["arm64"]).python("neon_i8mm", *program))
+    root = arm64.Arm64Root(folders["arm64"])
+    return Command(root.python("neon_i8mm", *_python_program(job)))
 
 
-def _node(provider: str) -> Callable[[Folders, str, str], Command]:
-    def command(folders: Folders, case: str, answered: str) -> Command:
-        scripts = folders["javascript"]
-        program = [javascript.node(scripts), str(RUNNERS / "node_case.mjs")]
-        packages = str(scripts / "node_modules")
-        return Command([*program, case, answered, provider, packages], _vulkan(folders))
-
-    return command
-
-
-def _directml(folders: Folders, case: str, answered: str) -> Command:
+def _node(folders: Folders, job: Job) -> Command:
     scripts = folders["javascript"]
-    paths = [RUNNERS / "node_case.mjs", case, answered, "dml", scripts / "node_modules"]
-    words = [each if each == "dml" else f"Z:{each}" for each in paths]
+    return Command([javascript.node(scripts), *_script("node", scripts, job)], _vulkan(folders))
+
+
+def _directml(folders: Folders, job: Job) -> Command:
+    scripts = folders["javascript"]
+    words = [f"Z:{word}" if word.startswith("/") else word for word in _script("node", scripts, job)]
     program = wine.program(folders["wine"], javascript.windows_node(scripts), *words)
     # Node refuses the version of Windows that Wine says it is.
     return Command(program, {"NODE_SKIP_PLATFORM_CHECK": "1", **_vulkan(folders)})
 
 
-def _browser(provider: str, *arguments: str) -> Callable[[Folders, str, str], Command]:
-    def command(folders: Folders, case: str, answered: str) -> Command:
+def _browser(*arguments: str) -> Callable[[Folders, Job], Command]:
+    def command(folders: Folders, job: Job) -> Command:
         scripts = folders["javascript"]
-        program = [javascript.node(scripts), str(RUNNERS / "browser_case.mjs"), case, answered]
-        packages = str(scripts / "node_modules")
-        words = [*program, provider, packages, chromium.PROGRAM, *arguments]
-        return Command(words, chromium.ENVIRONMENT)
+        program = [javascript.node(scripts), *_script("browser", scripts, job)]
+        return Command([*program, chromium.PROGRAM, *arguments], chromium.ENVIRONMENT)
 
     return command
+
+
+def _script(where: str, scripts: Path, job: Job) -> list[str]:
+    runner, packages = RUNNERS / f"{where}_{job.runner}.mjs", scripts / "node_modules"
+    words = [str(runner), str(packages), job.answered, job.folder, *job.words]
+    return [*words, str(DRIVER)] if job.runner == "package" else words
 
 
 def _vulkan(folders: Folders) -> Mapping[str, str]:
@@ -129,8 +163,11 @@ def _vulkan(folders: Folders) -> Mapping[str, str]:
 
 
 def _qnn(soc: str) -> Environment:
-    command = _python(wheels.QNN, "qnn", *_SOCS[soc])
-    return Environment(f"qnn:{soc}", _QNN, (wheels.QNN,), command, computes_in_float16=True)
+    words = ("qnn", *_SOCS[soc])
+    parts = (wheels.QNN,)
+    return Environment(
+        f"qnn:{soc}", _QNN, parts, _python(wheels.QNN), words, computes_in_float16=True
+    )
 
 
 _SCRIPTS = javascript.PART
@@ -138,22 +175,23 @@ _SCRIPTS = javascript.PART
 ENVIRONMENTS: Mapping[str, Environment] = {
     environment.name: environment
     for environment in (
-        Environment("cpu", _CPU, (), _python(None, "cpu")),
-        Environment("cpu-arm64", _CPU, (arm64.PART,), _arm64),
+        Environment("cpu", _CPU, (), _python(None), ("cpu",)),
+        Environment("cpu-arm64", _CPU, (arm64.PART,), _arm64, ("cpu",)),
         Environment(
-            "webgpu", _WEBGPU, (mesa.PART, wheels.WEBGPU), _python(wheels.WEBGPU, "webgpu")
+            "webgpu", _WEBGPU, (mesa.PART, wheels.WEBGPU), _python(wheels.WEBGPU), ("webgpu",)
         ),
-        Environment("node-cpu", _CPU, (_SCRIPTS,), _node("cpu")),
-        Environment("node-webgpu", _WEBGPU, (mesa.PART, _SCRIPTS), _node("webgpu")),
+        Environment("node-cpu", _CPU, (_SCRIPTS,), _node, ("cpu",)),
+        Environment("node-webgpu", _WEBGPU, (mesa.PART, _SCRIPTS), _node, ("webgpu",)),
         Environment(
             "browser-webgpu",
             _WEBGPU,
             (chromium.PART, _SCRIPTS),
-            _browser("webgpu", "--enable-unsafe-webgpu"),
+            _browser("--enable-unsafe-webgpu"),
+            ("webgpu",),
             has_float16=False,
         ),
-        Environment("browser-wasm", _CPU, (chromium.PART, _SCRIPTS), _browser("wasm")),
-        Environment("directml", _DML, (mesa.PART, wine.PART, _SCRIPTS), _directml),
+        Environment("browser-wasm", _CPU, (chromium.PART, _SCRIPTS), _browser(), ("wasm",)),
+        Environment("directml", _DML, (mesa.PART, wine.PART, _SCRIPTS), _directml, ("dml",)),
         _qnn("sm8650"),
         _qnn("sm8750"),
     )

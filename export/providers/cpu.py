@@ -7,7 +7,7 @@ PROVIDER = Provider(
     name="cpu",
     opset=23,
     ir_version=10,
-    onnxruntime_min="1.31",
+    onnxruntime_min="1.30",
     domains={"": None, DOMAIN: frozenset(OPS)},
     native_ops=True,
 )

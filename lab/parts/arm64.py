@@ -11,11 +11,12 @@ from pathlib import Path
 from lab import LabError
 from lab.apt import Apt, run
 from lab.parts import Part
+from lab.parts.wheels import RUNTIME
 
 # Older emulators crash while ONNX Runtime is imported.
 _LEAST_EMULATOR = 8
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
-_WHEELS = {name: version(name) for name in ("onnxruntime", "numpy")}  # as they are here
+_WHEELS = {"onnxruntime": version("onnxruntime"), **RUNTIME}  # as they are here
 _MANYLINUX = ("2014", *(f"_2_{minor}" for minor in range(17, 37)))
 
 # What is emulated for each instruction set: a processor that has it, and none of those above it.

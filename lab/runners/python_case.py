@@ -1,6 +1,6 @@
 """A case goes in, and a provider of this Python's ONNX Runtime; its answer comes out:
 
-    python python_case.py CASE ANSWER PROVIDER [SOC_MODEL HTP_ARCH]
+    python python_case.py ANSWER CASE PROVIDER [SOC_MODEL HTP_ARCH]
 
 PROVIDER is cpu, webgpu or qnn. Nothing may fall back to another.
 """
@@ -159,7 +159,7 @@ def answer(case: Path, answered: Path, provider: str, arguments: list[str]) -> d
 
 
 def main() -> None:
-    case, answered, provider, *arguments = sys.argv[1:]
+    answered, case, provider, *arguments = sys.argv[1:]
     ort.set_default_logger_severity(_ERRORS_ONLY)
     try:
         told = answer(Path(case), Path(answered), provider, arguments)

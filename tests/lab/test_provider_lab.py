@@ -17,7 +17,7 @@ import pytest
 from lab import LabError, contained, one_op, selftest
 from lab.apt import packages_changed
 from lab.case import Answer, difference, read_answer, write_case
-from lab.environments import ENVIRONMENTS, Command, Environment
+from lab.environments import ENVIRONMENTS, Command, Environment, Job
 from lab.parts import Part, ensure, javascript
 
 REFUSAL = "... but fallback to CPU EP has been explicitly disabled by the user."
@@ -130,10 +130,10 @@ def test_a_case_has_types_that_every_runner_knows(tmp_path: Path) -> None:
 
 
 def environment(script: str, seconds: float = 60) -> Environment:
-    def command(folders: object, case: str, answered: str) -> Command:
-        return Command([sys.executable, "-c", script, answered])
+    def command(folders: object, job: Job) -> Command:
+        return Command([sys.executable, "-c", script, job.answered, *job.words])
 
-    return Environment("thing", "QNNExecutionProvider", (), command, seconds=seconds)
+    return Environment("thing", "QNNExecutionProvider", (), command, (), seconds=seconds)
 
 
 def test_an_environment_that_gives_no_answer_says_why(tmp_path: Path) -> None:
