@@ -1,5 +1,5 @@
-"""A case, or a package, goes in; what one of the lab's environments answers comes out. Each runs it in
-a process of its own, for so long at most, and leaves none behind."""
+"""A case, or a package, goes in; what one of the lab's environments answers comes out. Each runs it
+in a process of its own, for so long at most, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from edgewright.artifacts.user_dirs import CACHE_VARIABLE, cache_dir
 from lab import contained
 from lab.case import Answer, PackageAnswer, read_answer
 from lab.parts import Part, arm64, chromium, ensure, javascript, mesa, wheels, wine
@@ -34,8 +35,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Job:
-    """What a runner is given: where the answer goes, the folder of the case or the package, and words
-    that no environment changes."""
+    """What a runner is given: where the answer goes, the folder of the case or the package, and
+    words that no environment changes."""
 
     runner: Literal["case", "package"]
     answered: str
@@ -45,14 +46,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Environment:
-    """`command` is given the folders of its parts. `case_words` tell a case's runner where to run it;
-    a package's runner is told one of the package's providers."""
+    """`command` is given the folders of its parts. `case_words` tell a case's runner where to run
+    it; a package's runner is told one of the package's providers, of which `variants` has those to
+    try, by the kind of weights."""
 
     name: str
     provider: str
     parts: tuple[Part, ...]
     command: Callable[[Folders, Job], Command]
     case_words: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_float16: bool = True
     computes_in_float16: bool = False
     seconds: float = 300
@@ -86,6 +89,7 @@ class Environment:
             answered.mkdir()
             home.mkdir()
             own = {"HOME": str(home), "TMPDIR": str(home), "OMP_NUM_THREADS": "1"}
+            own[CACHE_VARIABLE] = str(cache_dir())  # there is the list of libraries to trust
             command = self.command(
                 folders, Job(runner, str(answered), str(folder.resolve()), words)
             )
@@ -137,7 +141,9 @@ def _node(folders: Folders, job: Job) -> Command:
 
 def _directml(folders: Folders, job: Job) -> Command:
     scripts = folders["javascript"]
-    words = [f"Z:{word}" if word.startswith("/") else word for word in _script("node", scripts, job)]
+    words = [
+        f"Z:{word}" if word.startswith("/") else word for word in _script("node", scripts, job)
+    ]
     program = wine.program(folders["wine"], javascript.windows_node(scripts), *words)
     # Node refuses the version of Windows that Wine says it is.
     return Command(program, {"NODE_SKIP_PLATFORM_CHECK": "1", **_vulkan(folders)})
@@ -163,35 +169,55 @@ def _vulkan(folders: Folders) -> Mapping[str, str]:
 
 
 def _qnn(soc: str) -> Environment:
-    words = ("qnn", *_SOCS[soc])
-    parts = (wheels.QNN,)
+    name, words = f"qnn:{soc}", ("qnn", *_SOCS[soc])
     return Environment(
-        f"qnn:{soc}", _QNN, parts, _python(wheels.QNN), words, computes_in_float16=True
+        name,
+        _QNN,
+        (wheels.QNN,),
+        _python(wheels.QNN),
+        words,
+        {"float16": (name,), "4 bits": ()},
+        computes_in_float16=True,
     )
 
 
 _SCRIPTS = javascript.PART
 
+_EITHER = ("float16", "4 bits")
+_OURS = dict.fromkeys(_EITHER, ("cpu", "cpu-portable"))
+_PORTABLE = dict.fromkeys(_EITHER, ("cpu-portable",))
+_GPU = dict.fromkeys(_EITHER, ())
+
 ENVIRONMENTS: Mapping[str, Environment] = {
     environment.name: environment
     for environment in (
-        Environment("cpu", _CPU, (), _python(None), ("cpu",)),
-        Environment("cpu-arm64", _CPU, (arm64.PART,), _arm64, ("cpu",)),
+        Environment("cpu", _CPU, (), _python(None), ("cpu",), _OURS),
+        Environment("cpu-arm64", _CPU, (arm64.PART,), _arm64, ("cpu",), _OURS),
         Environment(
-            "webgpu", _WEBGPU, (mesa.PART, wheels.WEBGPU), _python(wheels.WEBGPU), ("webgpu",)
+            "webgpu", _WEBGPU, (mesa.PART, wheels.WEBGPU), _python(wheels.WEBGPU), ("webgpu",), _GPU
         ),
-        Environment("node-cpu", _CPU, (_SCRIPTS,), _node, ("cpu",)),
-        Environment("node-webgpu", _WEBGPU, (mesa.PART, _SCRIPTS), _node, ("webgpu",)),
+        Environment("node-cpu", _CPU, (_SCRIPTS,), _node, ("cpu",), _PORTABLE),
+        Environment("node-webgpu", _WEBGPU, (mesa.PART, _SCRIPTS), _node, ("webgpu",), _GPU),
         Environment(
             "browser-webgpu",
             _WEBGPU,
             (chromium.PART, _SCRIPTS),
             _browser("--enable-unsafe-webgpu"),
             ("webgpu",),
+            dict.fromkeys(_EITHER, ()),
             has_float16=False,
         ),
-        Environment("browser-wasm", _CPU, (chromium.PART, _SCRIPTS), _browser(), ("wasm",)),
-        Environment("directml", _DML, (mesa.PART, wine.PART, _SCRIPTS), _directml, ("dml",)),
+        Environment(
+            "browser-wasm", _CPU, (chromium.PART, _SCRIPTS), _browser(), ("wasm",), _PORTABLE
+        ),
+        Environment(
+            "directml",
+            _DML,
+            (mesa.PART, wine.PART, _SCRIPTS),
+            _directml,
+            ("dml",),
+            dict.fromkeys(_EITHER, ()),
+        ),
         _qnn("sm8650"),
         _qnn("sm8750"),
     )

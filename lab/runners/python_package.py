@@ -60,7 +60,11 @@ def answer(answered: Path, package: str, provider: str, ids: list[int], prompt: 
             for index, (name, array) in enumerate(outputs.items())
         },
         "nodes": nodes,
-        "measured": {"open_seconds": opened - began, "run_seconds": done - opened},
+        "measured": {
+            "open_seconds": opened - began,
+            "run_seconds": done - opened,
+            "native_kernels": float(session.kernels == "native"),
+        },
     }
 
 
