@@ -1,6 +1,8 @@
 // A variant goes in; its graphs come out, opened by ONNX Runtime on the package's weights.
 
+import { canCopy } from './device_copies.mjs';
 import { oneLine, PackageError, SessionError } from './errors.mjs';
+import { checkStates, isKeptWhole, tokenBytes } from './state_specs.mjs';
 
 const TOKEN_INPUTS = ['input_ids', 'start', 'length', 'logit_index'];
 // Nothing may fall back to the processor.
@@ -21,8 +23,13 @@ export class Graphs {
     this.vocabSize = pack.manifest.model.vocab_size;
     this.executionProvider = backend.executionProvider(variant.provider);
     this.isOnDevice = !['cpu', 'wasm'].includes(this.executionProvider);
-    // What stays on the device between calls. DirectML has no way to say so.
-    this.keepsStates = this.executionProvider === 'webgpu';
+  }
+
+  /** Whether a state is never read back between calls. DirectML has no way to say so, and Node none
+   * to write into what is there. */
+  staysOnDevice(spec) {
+    if (this.executionProvider !== 'webgpu') return false;
+    return isKeptWhole(spec) || (!this.backend.isNative && canCopy(tokenBytes(spec)));
   }
 
   static async open(backend, pack, variant, { allowFallback, sessionOptions }) {
@@ -97,7 +104,6 @@ export class Graphs {
     const mapped = externalData
       ? {}
       : { model_external_initializers_file_folder_path: pack.source.folder };
-    const kept = this.keepsStates && this.#outputsOnDevice();
     try {
       return await this.ort.InferenceSession.create(bytes, {
         executionProviders: [this.executionProvider],
@@ -105,7 +111,7 @@ export class Graphs {
         enableMemPattern: false, // not taken by DirectML; else kept for every shape ever seen
         executionMode: 'sequential',
         ...(externalData && { externalData }),
-        ...(kept && { preferredOutputLocation: kept }),
+        preferredOutputLocation: this.#outputLocations(),
         ...others,
         extra: {
           ...extra,
@@ -118,9 +124,9 @@ export class Graphs {
     }
   }
 
-  #outputsOnDevice() {
-    const names = this.states.filter(isKeptWhole).map(({ name }) => `present.${name}`);
-    return Object.fromEntries(names.map((name) => [name, 'gpu-buffer']));
+  #outputLocations() {
+    const kept = this.states.filter((spec) => this.staysOnDevice(spec));
+    return Object.fromEntries(kept.map(({ name }) => [`present.${name}`, 'gpu-buffer']));
   }
 
   #checkInterface(role) {
@@ -140,28 +146,6 @@ export class Graphs {
             `these are in one only: ${odd.sort().slice(0, 6).join(', ')}`,
         );
       }
-    }
-  }
-}
-
-/** Whether a graph gives the whole state, and not its new tokens alone. */
-export function isKeptWhole({ growth, update }) {
-  return growth === 'replace' || update === 'in_graph';
-}
-
-/** Refuse what this driver cannot hold, before anything is allocated. */
-function checkStates({ states, static: sizes }) {
-  for (const { name, shape, growth, update } of states.specs) {
-    if (growth === 'ring' || (update !== 'in_graph' && sizes === null)) {
-      throw new PackageError(
-        `state ${name} is a ${growth} state updated as ${update}; this driver holds append and ` +
-          'replace states, updated in_graph by a step graph',
-      );
-    }
-    if ((growth === 'append') !== shape.includes('capacity')) {
-      throw new PackageError(
-        `state ${name} has the shape ${JSON.stringify(shape)}; one capacity, in an append state alone, is required`,
-      );
     }
   }
 }
