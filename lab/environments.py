@@ -1,5 +1,5 @@
-"""A case, or a package, goes in; what one of the lab's environments answers comes out. Each runs it in
-a process of its own, for so long at most, and leaves none behind."""
+"""A case, or a package, goes in; what one of the lab's environments answers comes out. Each runs it
+in a process of its own, for so long at most, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Job:
-    """What a runner is given: where the answer goes, the folder of the case or the package, and words
-    that no environment changes."""
+    """What a runner is given: where the answer goes, the folder of the case or the package, and
+    words that no environment changes."""
 
     runner: Literal["case", "package"]
     answered: str
@@ -45,8 +45,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Environment:
-    """`command` is given the folders of its parts. `case_words` tell a case's runner where to run it;
-    a package's runner is told one of the package's providers."""
+    """`command` is given the folders of its parts. `case_words` tell a case's runner where to run
+    it; a package's runner is told one of the package's providers."""
 
     name: str
     provider: str
@@ -137,7 +137,9 @@ def _node(folders: Folders, job: Job) -> Command:
 
 def _directml(folders: Folders, job: Job) -> Command:
     scripts = folders["javascript"]
-    words = [f"Z:{word}" if word.startswith("/") else word for word in _script("node", scripts, job)]
+    words = [
+        f"Z:{word}" if word.startswith("/") else word for word in _script("node", scripts, job)
+    ]
     program = wine.program(folders["wine"], javascript.windows_node(scripts), *words)
     # Node refuses the version of Windows that Wine says it is.
     return Command(program, {"NODE_SKIP_PLATFORM_CHECK": "1", **_vulkan(folders)})

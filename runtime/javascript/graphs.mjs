@@ -57,11 +57,13 @@ export class Graphs {
 
   /** The token inputs of a call as the graph has them: int64, or int32. */
   tokens(role, values) {
-    const type = this.sessions[role].inputMetadata?.find(({ name }) => name === 'input_ids')?.type ?? 'int64';
+    const type =
+      this.sessions[role].inputMetadata?.find(({ name }) => name === 'input_ids')?.type ?? 'int64';
     const feeds = {};
     for (const name of TOKEN_INPUTS) {
       const [numbers, shape] = values[name];
-      const data = type === 'int32' ? Int32Array.from(numbers) : BigInt64Array.from(numbers, BigInt);
+      const data =
+        type === 'int32' ? Int32Array.from(numbers) : BigInt64Array.from(numbers, BigInt);
       feeds[name] = new this.ort.Tensor(type, data, shape);
     }
     return feeds;
@@ -70,7 +72,8 @@ export class Graphs {
   /** `fetches`: tensors that outputs are written to. */
   async run(role, feeds, fetches = {}) {
     const wanted = { logits: null };
-    for (const { name } of this.states) wanted[`present.${name}`] = fetches[`present.${name}`] ?? null;
+    for (const { name } of this.states)
+      wanted[`present.${name}`] = fetches[`present.${name}`] ?? null;
     let found;
     try {
       found = await this.sessions[role].run(feeds, wanted);
@@ -79,7 +82,9 @@ export class Graphs {
     }
     const { type, dims } = found.logits;
     if (type !== 'float32' || dims.at(-1) !== this.vocabSize) {
-      throw new PackageError(`${this.variant.graphs[role]}: its logits are ${type} [${dims}]; ${this.vocabSize} float32 values are required`);
+      throw new PackageError(
+        `${this.variant.graphs[role]}: its logits are ${type} [${dims}]; ${this.vocabSize} float32 values are required`,
+      );
     }
     return found;
   }

@@ -28,7 +28,8 @@ export class States {
   fetches() {
     if (!this.#graphs.backend.isNative) return {};
     const inPlace = [...this.#tensors].filter(
-      ([spec]) => spec.growth === 'append' && isKeptWhole(spec) && !this.#graphs.staysOnDevice(spec),
+      ([spec]) =>
+        spec.growth === 'append' && isKeptWhole(spec) && !this.#graphs.staysOnDevice(spec),
     );
     return Object.fromEntries(inPlace.map(([{ name }, tensor]) => [`present.${name}`, tensor]));
   }
@@ -75,10 +76,17 @@ export class States {
 
   #checkSize(capacity) {
     const bytes = this.#graphs.states
-      .map((spec) => resolve(spec, capacity).reduce((size, dim) => size * dim, ARRAYS[spec.dtype].BYTES_PER_ELEMENT))
+      .map((spec) =>
+        resolve(spec, capacity).reduce(
+          (size, dim) => size * dim,
+          ARRAYS[spec.dtype].BYTES_PER_ELEMENT,
+        ),
+      )
       .reduce((sum, size) => sum + size, 0);
     if (bytes > LIMIT_BYTES) {
-      throw new SessionError(`the states of ${capacity} tokens take ${bytes} bytes; at most ${LIMIT_BYTES} are allowed`);
+      throw new SessionError(
+        `the states of ${capacity} tokens take ${bytes} bytes; at most ${LIMIT_BYTES} are allowed`,
+      );
     }
   }
 
@@ -92,7 +100,9 @@ export class States {
       }
       return new ort.Tensor(spec.dtype, new ARRAYS[spec.dtype](size), dims);
     } catch {
-      throw new SessionError(`no memory for state ${spec.name} of shape [${dims}]; ask for a smaller capacity`);
+      throw new SessionError(
+        `no memory for state ${spec.name} of shape [${dims}]; ask for a smaller capacity`,
+      );
     }
   }
 
