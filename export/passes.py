@@ -45,6 +45,7 @@ def _compare_texts(model: ir.Model) -> None:
         texts = [_text(value) for value in node.inputs]
         if None in texts:
             continue
+        assert node.graph is not None
         constant = ir.node("Constant", [], {"value": ir.tensor(np.array(texts[0] == texts[1]))})
         constant.outputs[0].type, constant.outputs[0].shape = node.outputs[0].type, ir.Shape(())
         ir.convenience.replace_nodes_and_values(
