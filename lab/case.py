@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PackageAnswer:
-    """`logits` [n, vocabulary] and `tokens` [n]; see package_run.mjs. None with an error."""
+    """`logits` [n, vocabulary] and `tokens` [n], as package_run.mjs says; none with an error."""
 
     logits: Array | None = None
     tokens: tuple[int, ...] = ()

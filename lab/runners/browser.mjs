@@ -23,7 +23,10 @@ export async function answerInBrowser({ packages, answered, folders, browser, ki
     const handle = (request, response) => serve(served, answered, request, response);
     const server = http.createServer(handle).listen(0, '127.0.0.1');
     await new Promise((resolve) => server.once('listening', resolve));
-    return ask(load(packages, 'playwright-core').chromium, browser, server.address().port, [kind, ...words]);
+    return ask(load(packages, 'playwright-core').chromium, browser, server.address().port, [
+      kind,
+      ...words,
+    ]);
   });
 }
 
@@ -69,7 +72,9 @@ async function ask(launcher, [program, ...options], port, words) {
 function placed(log) {
   const nodes = {};
   for (const text of log) {
-    for (const [, provider, count] of text.matchAll(/placed on \[(\w+)\]\. Number of nodes: (\d+)/g)) {
+    for (const [, provider, count] of text.matchAll(
+      /placed on \[(\w+)\]\. Number of nodes: (\d+)/g,
+    )) {
       (nodes[provider] ??= []).push(...Array(Number(count)).fill('node'));
     }
   }

@@ -7,7 +7,8 @@
 
 import { answerInBrowser } from './browser.mjs';
 
-const [packages, answered, folder, provider, ids, prompt, driver, ...browser] = process.argv.slice(2);
+const [packages, answered, folder, provider, ids, prompt, driver, ...browser] =
+  process.argv.slice(2);
 const folders = { package: folder, driver };
 const words = [provider, ids, prompt];
 await answerInBrowser({ packages, answered, folders, browser, kind: 'package', words });

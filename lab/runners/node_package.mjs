@@ -15,7 +15,11 @@ await answerWith(answered, async () => {
   const ort = load(packages, 'onnxruntime-node');
   const { fromFolder, Session } = await import(pathToFileURL(`${driver}/edgewright.mjs`));
   const open = () =>
-    Session.open(fromFolder(folder), { ort, provider, sessionOptions: (role) => profiled(answered, role) });
+    Session.open(fromFolder(folder), {
+      ort,
+      provider,
+      sessionOptions: (role) => profiled(answered, role),
+    });
   const { session, ...told } = await runPackage(ort, open, ids, prompt, writer(answered));
   for (const graph of Object.values(session.graphs)) graph.endProfiling();
   return { ...told, nodes: placed(answered) };

@@ -18,6 +18,9 @@ export async function answer(ort, write, provider) {
   const found = await session.run(feed);
   const outputs = await writeOutputs(session.outputNames, found, write);
   const done = performance.now();
-  const measured = { open_seconds: (running - opening) / 1000, run_seconds: (done - running) / 1000 };
+  const measured = {
+    open_seconds: (running - opening) / 1000,
+    run_seconds: (done - running) / 1000,
+  };
   return { outputs, measured };
 }

@@ -16,20 +16,15 @@ class Context {
   }
 
   checkRoom(more) {
-    const needed = this.tokens.length + more;
-    if (needed > this.limit) {
-      throw new SessionError(
-        `${needed} tokens, but the context holds ${this.limit}; use fewer tokens, or open the ` +
-          'session with a larger capacity',
-      );
-    }
+    checkFits(this.tokens.length + more, this.limit);
   }
 
   /** Continue with these tokens; the logits after the last. */
   async prefill(ids, chunk) {
     this.checkRoom(ids.length);
     let last;
-    for (const piece of this.#pieces(ids, chunk)) [last] = await this.read(piece, [piece.length - 1]);
+    for (const piece of this.#pieces(ids, chunk))
+      [last] = await this.read(piece, [piece.length - 1]);
     return last;
   }
 
@@ -71,7 +66,8 @@ class Context {
 
   *#pieces(ids, chunk) {
     const size = Math.min(chunk, this.mostTokens);
-    for (let offset = 0; offset < ids.length; offset += size) yield ids.slice(offset, offset + size);
+    for (let offset = 0; offset < ids.length; offset += size)
+      yield ids.slice(offset, offset + size);
   }
 }
 
@@ -86,7 +82,8 @@ class StepContext extends Context {
   async read(ids, places) {
     const needed = this.tokens.length + ids.length;
     const { capacity } = this.states;
-    if (needed > capacity) this.states.grow(grownCapacity(needed, capacity, this.limit), this.tokens.length);
+    if (needed > capacity)
+      this.states.grow(grownCapacity(needed, capacity, this.limit), this.tokens.length);
     const found = await this.run('step', ids, ids.length, places);
     this.take(found, ids);
     const { data } = found.logits;
@@ -113,6 +110,14 @@ class StaticContext extends Context {
     }
     return rows;
   }
+}
+
+export function checkFits(tokens, limit) {
+  if (tokens <= limit) return;
+  throw new SessionError(
+    `${tokens} tokens, but the context holds ${limit}; use fewer tokens, or open the session with a ` +
+      'larger capacity',
+  );
 }
 
 export function openContext(graphs, limit) {

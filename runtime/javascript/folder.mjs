@@ -16,7 +16,9 @@ export class Folder {
   async read(file, limitBytes) {
     const { location, size } = this.#locate(file);
     if (size > limitBytes) {
-      throw new PackageError(`${this.name}: ${file} has ${size} bytes; at most ${limitBytes} are allowed`);
+      throw new PackageError(
+        `${this.name}: ${file} has ${size} bytes; at most ${limitBytes} are allowed`,
+      );
     }
     return new Uint8Array(await this.#guarded(file, () => fs.promises.readFile(location)));
   }
@@ -41,10 +43,15 @@ export class Folder {
       if (found && !found.isDirectory()) break;
       location = path.join(location, name);
       found = fs.lstatSync(location, { throwIfNoEntry: false });
-      if (!found) throw new PackageError(`${this.name}: ${file} is missing; copy or export the package again`);
+      if (!found)
+        throw new PackageError(
+          `${this.name}: ${file} is missing; copy or export the package again`,
+        );
     }
     if (!found.isFile()) {
-      throw new PackageError(`${this.name}: ${file} must be a plain file in plain folders, and no link`);
+      throw new PackageError(
+        `${this.name}: ${file} must be a plain file in plain folders, and no link`,
+      );
     }
     return { location, size: found.size };
   }

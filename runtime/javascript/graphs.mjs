@@ -1,6 +1,8 @@
 // A variant goes in; its graphs come out, opened by ONNX Runtime on the package's weights.
 
+import { canCopy } from './device_copies.mjs';
 import { oneLine, PackageError, SessionError } from './errors.mjs';
+import { checkStates, isKeptWhole, tokenBytes } from './state_specs.mjs';
 
 const TOKEN_INPUTS = ['input_ids', 'start', 'length', 'logit_index'];
 // Nothing may fall back to the processor.
@@ -21,8 +23,13 @@ export class Graphs {
     this.vocabSize = pack.manifest.model.vocab_size;
     this.executionProvider = backend.executionProvider(variant.provider);
     this.isOnDevice = !['cpu', 'wasm'].includes(this.executionProvider);
-    // What stays on the device between calls. DirectML has no way to say so.
-    this.keepsStates = this.executionProvider === 'webgpu';
+  }
+
+  /** Whether a state is never read back between calls. DirectML has no way to say so, and Node none
+   * to write into what is there. */
+  staysOnDevice(spec) {
+    if (this.executionProvider !== 'webgpu') return false;
+    return isKeptWhole(spec) || (!this.backend.isNative && canCopy(tokenBytes(spec)));
   }
 
   static async open(backend, pack, variant, { allowFallback, sessionOptions }) {
@@ -50,11 +57,13 @@ export class Graphs {
 
   /** The token inputs of a call as the graph has them: int64, or int32. */
   tokens(role, values) {
-    const type = this.sessions[role].inputMetadata?.find(({ name }) => name === 'input_ids')?.type ?? 'int64';
+    const type =
+      this.sessions[role].inputMetadata?.find(({ name }) => name === 'input_ids')?.type ?? 'int64';
     const feeds = {};
     for (const name of TOKEN_INPUTS) {
       const [numbers, shape] = values[name];
-      const data = type === 'int32' ? Int32Array.from(numbers) : BigInt64Array.from(numbers, BigInt);
+      const data =
+        type === 'int32' ? Int32Array.from(numbers) : BigInt64Array.from(numbers, BigInt);
       feeds[name] = new this.ort.Tensor(type, data, shape);
     }
     return feeds;
@@ -63,7 +72,8 @@ export class Graphs {
   /** `fetches`: tensors that outputs are written to. */
   async run(role, feeds, fetches = {}) {
     const wanted = { logits: null };
-    for (const { name } of this.states) wanted[`present.${name}`] = fetches[`present.${name}`] ?? null;
+    for (const { name } of this.states)
+      wanted[`present.${name}`] = fetches[`present.${name}`] ?? null;
     let found;
     try {
       found = await this.sessions[role].run(feeds, wanted);
@@ -72,7 +82,9 @@ export class Graphs {
     }
     const { type, dims } = found.logits;
     if (type !== 'float32' || dims.at(-1) !== this.vocabSize) {
-      throw new PackageError(`${this.variant.graphs[role]}: its logits are ${type} [${dims}]; ${this.vocabSize} float32 values are required`);
+      throw new PackageError(
+        `${this.variant.graphs[role]}: its logits are ${type} [${dims}]; ${this.vocabSize} float32 values are required`,
+      );
     }
     return found;
   }
@@ -93,11 +105,11 @@ export class Graphs {
 
   async #open(path, bytes, externalData, pack, allowFallback, sessionOptions = {}) {
     const { extra = {}, ...others } = sessionOptions;
-    const strict = this.isOnDevice && !allowFallback ? STRICT : {};
+    const mayFallBack = allowFallback || Object.keys(this.variant.fallback).length > 0;
+    const strict = this.isOnDevice && !mayFallBack ? STRICT : {};
     const mapped = externalData
       ? {}
       : { model_external_initializers_file_folder_path: pack.source.folder };
-    const kept = this.keepsStates && this.#outputsOnDevice();
     try {
       return await this.ort.InferenceSession.create(bytes, {
         executionProviders: [this.executionProvider],
@@ -105,7 +117,7 @@ export class Graphs {
         enableMemPattern: false, // not taken by DirectML; else kept for every shape ever seen
         executionMode: 'sequential',
         ...(externalData && { externalData }),
-        ...(kept && { preferredOutputLocation: kept }),
+        preferredOutputLocation: this.#outputLocations(),
         ...others,
         extra: {
           ...extra,
@@ -118,9 +130,9 @@ export class Graphs {
     }
   }
 
-  #outputsOnDevice() {
-    const names = this.states.filter(isKeptWhole).map(({ name }) => `present.${name}`);
-    return Object.fromEntries(names.map((name) => [name, 'gpu-buffer']));
+  #outputLocations() {
+    const kept = this.states.filter((spec) => this.staysOnDevice(spec));
+    return Object.fromEntries(kept.map(({ name }) => [`present.${name}`, 'gpu-buffer']));
   }
 
   #checkInterface(role) {
@@ -140,28 +152,6 @@ export class Graphs {
             `these are in one only: ${odd.sort().slice(0, 6).join(', ')}`,
         );
       }
-    }
-  }
-}
-
-/** Whether a graph gives the whole state, and not its new tokens alone. */
-export function isKeptWhole({ growth, update }) {
-  return growth === 'replace' || update === 'in_graph';
-}
-
-/** Refuse what this driver cannot hold, before anything is allocated. */
-function checkStates({ states, static: sizes }) {
-  for (const { name, shape, growth, update } of states.specs) {
-    if (growth === 'ring' || (update !== 'in_graph' && sizes === null)) {
-      throw new PackageError(
-        `state ${name} is a ${growth} state updated as ${update}; this driver holds append and ` +
-          'replace states, updated in_graph by a step graph',
-      );
-    }
-    if ((growth === 'append') !== shape.includes('capacity')) {
-      throw new PackageError(
-        `state ${name} has the shape ${JSON.stringify(shape)}; one capacity, in an append state alone, is required`,
-      );
     }
   }
 }

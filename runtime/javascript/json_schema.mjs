@@ -56,7 +56,8 @@ const KEYWORDS = {
   },
   properties(value, fields, where, root) {
     for (const [name, rule] of Object.entries(fields)) {
-      const problem = Object.hasOwn(value, name) && check(value[name], rule, below(where, name), root);
+      const problem =
+        Object.hasOwn(value, name) && check(value[name], rule, below(where, name), root);
       if (problem) return problem;
     }
     return undefined;
@@ -92,7 +93,8 @@ const KEYWORDS = {
   },
   minItems: (value, least, where) => atLeast(value.length, least, where, 'entries'),
   maxItems: (value, most, where) => atMost(value.length, most, where, 'entries'),
-  minProperties: (value, least, where) => atLeast(Object.keys(value).length, least, where, 'entries'),
+  minProperties: (value, least, where) =>
+    atLeast(Object.keys(value).length, least, where, 'entries'),
   maxProperties: (value, most, where) => atMost(Object.keys(value).length, most, where, 'entries'),
   minLength: (value, least, where) => atLeast([...value].length, least, where, 'characters'),
   maxLength: (value, most, where) => atMost([...value].length, most, where, 'characters'),
@@ -108,7 +110,9 @@ const KEYWORDS = {
 };
 
 function atLeast(count, least, where, unit) {
-  return count < least ? `${where} has ${count} ${unit}; at least ${least} are required` : undefined;
+  return count < least
+    ? `${where} has ${count} ${unit}; at least ${least} are required`
+    : undefined;
 }
 
 function atMost(count, most, where, unit) {

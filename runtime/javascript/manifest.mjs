@@ -15,7 +15,7 @@ const EVIDENCE_PREFIX = 'evidence/';
 export function parseManifest(bytes, source) {
   let parsed;
   try {
-    parsed = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+    parsed = JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes));
   } catch {
     throw new PackageError(`${source}: not JSON; copy or export the package again`);
   }
@@ -35,14 +35,19 @@ function referenceProblem({ files, evidence, variants, tokenizer }) {
   const evidencePaths = Object.values(evidence).map((entry) => entry.path);
   return (
     togetherProblem([MANIFEST_NAME, ...Object.keys(files), ...evidencePaths]) ??
-    repeated('variants', variants.map((variant) => variant.name)) ??
+    repeated(
+      'variants',
+      variants.map((variant) => variant.name),
+    ) ??
     repeated('evidence paths', evidencePaths) ??
     firstOf(evidencePaths, (path) =>
       path.startsWith(EVIDENCE_PREFIX) && !Object.hasOwn(files, path)
         ? undefined
         : `evidence at ${path}; it must lie below ${EVIDENCE_PREFIX}, once`,
     ) ??
-    firstOf(variants, (variant) => unlisted(`variant ${variant.name}`, variantPaths(variant), files)) ??
+    firstOf(variants, (variant) =>
+      unlisted(`variant ${variant.name}`, variantPaths(variant), files),
+    ) ??
     (tokenizer && unlisted('the tokenizer', tokenizerPaths(tokenizer), files)) ??
     firstOf(Object.entries(files), ([path, { sha256 }]) =>
       path.startsWith(BLOB_PREFIX) && path !== BLOB_PREFIX + sha256
@@ -76,7 +81,8 @@ function togetherProblem(paths) {
   }
   for (const path of seen.keys()) {
     for (let at = path.indexOf('/'); at >= 0; at = path.indexOf('/', at + 1)) {
-      if (seen.has(path.slice(0, at))) return `${seen.get(path.slice(0, at))} is both a file and a folder`;
+      if (seen.has(path.slice(0, at)))
+        return `${seen.get(path.slice(0, at))} is both a file and a folder`;
     }
   }
   return undefined;
@@ -94,8 +100,10 @@ function variantProblem({ name, graphs, static: sizes, states }) {
     return `variant ${name}: a chunk of ${sizes.chunk} tokens does not fit a capacity of ${sizes.capacity}`;
   }
   return (
-    repeated(`variant ${name}: states`, states.specs.map((spec) => spec.name)) ??
-    firstOf(states.specs, (spec) => shapeProblem(name, spec))
+    repeated(
+      `variant ${name}: states`,
+      states.specs.map((spec) => spec.name),
+    ) ?? firstOf(states.specs, (spec) => shapeProblem(name, spec))
   );
 }
 

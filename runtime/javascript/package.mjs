@@ -40,7 +40,9 @@ export class Package {
   async #read(path, limitBytes) {
     const { size } = this.manifest.files[path];
     if (size > limitBytes) {
-      throw new PackageError(`${this.source.name}: ${path} has ${size} bytes; at most ${limitBytes} are allowed`);
+      throw new PackageError(
+        `${this.source.name}: ${path} has ${size} bytes; at most ${limitBytes} are allowed`,
+      );
     }
     const bytes = await this.source.read(path, size);
     this.#compareSize(path, bytes.length);
@@ -67,7 +69,8 @@ export class Package {
 
 async function digest(bytes) {
   const { subtle } = globalThis.crypto ?? {};
-  if (!subtle) throw new SessionError('this page cannot hash: open it from https, or from localhost');
+  if (!subtle)
+    throw new SessionError('this page cannot hash: open it from https, or from localhost');
   const found = new Uint8Array(await subtle.digest('SHA-256', bytes));
   return Array.from(found, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

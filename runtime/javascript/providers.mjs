@@ -4,7 +4,12 @@ import { SessionError } from './errors.mjs';
 
 // In the order in which a variant is chosen when the caller names none.
 export const ORDER = ['webgpu', 'webgpu:f32', 'directml', 'directml:f32', 'cpu-portable', 'cpu'];
-const EXECUTION_PROVIDERS = { webgpu: 'webgpu', directml: 'dml', 'cpu-portable': 'cpu', cpu: 'cpu' };
+const EXECUTION_PROVIDERS = {
+  webgpu: 'webgpu',
+  directml: 'dml',
+  'cpu-portable': 'cpu',
+  cpu: 'cpu',
+};
 
 /** onnxruntime-node or onnxruntime-web, and what it can do. */
 export class Backend {
@@ -30,7 +35,8 @@ export class Backend {
   /** Why the variant cannot run here, as far as that can be known before it is tried. */
   async obstacle({ name, provider, onnxruntime_min: least, compute_dtype: dtype }) {
     const wanted = this.executionProvider(provider);
-    if (!wanted) return `this ONNX Runtime has no ${EXECUTION_PROVIDERS[provider.split(':')[0]] ?? provider}`;
+    if (!wanted)
+      return `this ONNX Runtime has no ${EXECUTION_PROVIDERS[provider.split(':')[0]] ?? provider}`;
     if (isOlder(this.version, least)) {
       return `onnxruntime ${this.version} is here; variant ${name} needs ${least} or newer`;
     }
@@ -38,7 +44,8 @@ export class Backend {
     const adapter = await globalThis.navigator?.gpu?.requestAdapter();
     if (!adapter) return 'this browser offers no WebGPU adapter';
     // Its shaders would fail long after they were taken, and no call would say so.
-    if (dtype === 'float16' && !adapter.features.has('shader-f16')) return 'the WebGPU adapter has no float16';
+    if (dtype === 'float16' && !adapter.features.has('shader-f16'))
+      return 'the WebGPU adapter has no float16';
     return undefined;
   }
 }
@@ -55,7 +62,9 @@ export function candidates(variants, provider) {
 }
 
 function isOlder(found, least) {
-  const [mine, theirs] = [found, least].map((release) => release.match(/\d+/g).slice(0, 3).map(Number));
+  const [mine, theirs] = [found, least].map((release) =>
+    release.match(/\d+/g).slice(0, 3).map(Number),
+  );
   const at = theirs.findIndex((number, index) => number !== (mine[index] ?? 0));
   return at >= 0 && (mine[at] ?? 0) < theirs[at];
 }

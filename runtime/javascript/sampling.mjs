@@ -27,7 +27,9 @@ export class Sampler {
     const scores = this.#isGreedy ? logits : this.#filter(logits);
     const best = argmax(scores);
     if (Number.isNaN(scores[best])) {
-      throw new SessionError("the model gave logits that are not numbers (NaN); check the checkpoint's weights");
+      throw new SessionError(
+        "the model gave logits that are not numbers (NaN); check the checkpoint's weights",
+      );
     }
     return this.#isGreedy ? best : draw(scores, best, this.#random());
   }
@@ -65,7 +67,8 @@ function keepTopP(scores, topP) {
   const threshold = ascending[dropped];
   let tied = dropped - ascending.indexOf(threshold);
   for (const index of scores.keys()) {
-    if (scores[index] < threshold || (scores[index] === threshold && tied-- > 0)) scores[index] = -Infinity;
+    if (scores[index] < threshold || (scores[index] === threshold && tied-- > 0))
+      scores[index] = -Infinity;
   }
 }
 

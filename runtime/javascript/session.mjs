@@ -1,6 +1,6 @@
 // A package goes in; logits and tokens come out, of one conversation at a time.
 
-import { openContext } from './context.mjs';
+import { checkFits, openContext } from './context.mjs';
 import { SessionError, shown } from './errors.mjs';
 import { Graphs } from './graphs.mjs';
 import { Package } from './package.mjs';
@@ -99,12 +99,16 @@ export class Session {
   /** The text of the checkpoint's tokenizer.json, for a tokenizer of the caller's; or null. */
   async tokenizer() {
     const { tokenizer } = this.manifest;
-    return tokenizer && new TextDecoder().decode(await this.#package.readVerified(tokenizer.definition));
+    return (
+      tokenizer && new TextDecoder().decode(await this.#package.readVerified(tokenizer.definition))
+    );
   }
 
   /** Continue the state with these tokens; the logits after the last, a Float32Array. */
   prefill(ids, { chunk = PREFILL_CHUNK } = {}) {
-    return this.#alone(async () => this.#context.prefill(this.#checked(ids), checkCount('chunk', chunk, 1)));
+    return this.#alone(async () =>
+      this.#context.prefill(this.#checked(ids), checkCount('chunk', chunk, 1)),
+    );
   }
 
   /** Continue the state with one token; the logits after it. */
@@ -115,12 +119,18 @@ export class Session {
   /** The logits after each token, [ids.length × vocabSize], from a fresh state; the session's own is
    * left alone. */
   logits(ids, { chunk } = {}) {
-    const most = Math.max(1, Math.min(PREFILL_CHUNK, Math.floor(LOGITS_CHUNK_BYTES / (4 * this.vocabSize))));
+    const most = Math.max(
+      1,
+      Math.min(PREFILL_CHUNK, Math.floor(LOGITS_CHUNK_BYTES / (4 * this.vocabSize))),
+    );
     return this.#alone(async () => {
       const checked = this.#checked(ids);
       const context = openContext(this.#graphs, this.contextLimit);
       try {
-        return await context.allLogits(checked, chunk === undefined ? most : checkCount('chunk', chunk, 1));
+        return await context.allLogits(
+          checked,
+          chunk === undefined ? most : checkCount('chunk', chunk, 1),
+        );
       } finally {
         context.close();
       }
@@ -133,14 +143,21 @@ export class Session {
    * `stopIds` are the checkpoint's end-of-text ids unless given; the id that stops is the last.
    * `onToken` is told each token, and may be async; where it gives false, no more follow.
    */
-  generate(ids, { maxNewTokens = 64, stopIds, onToken, fresh = true, chunk = PREFILL_CHUNK, ...sampling } = {}) {
+  generate(
+    ids,
+    { maxNewTokens = 64, stopIds, onToken, fresh = true, chunk = PREFILL_CHUNK, ...sampling } = {},
+  ) {
     return this.#alone(async () => {
       const checked = this.#checked(ids);
       const stops = new Set(stopIds ?? this.manifest.generation.eos_token_ids);
       const sampler = new Sampler(sampling);
       checkCount('maxNewTokens', maxNewTokens, 0);
       checkCount('chunk', chunk, 1);
-      if (fresh) this.#renew();
+      if (fresh) {
+        // Nothing is forgotten for the sake of a prompt that is then refused.
+        checkFits(checked.length, this.contextLimit);
+        this.#renew();
+      }
       let logits = await this.#context.prefill(checked, chunk);
       // The last token is chosen but never fed, so it needs no place.
       const room = Math.min(maxNewTokens, this.contextLimit - this.#context.tokens.length + 1);
@@ -176,7 +193,8 @@ export class Session {
 
   /** One call at a time: two would write the same states. */
   async #alone(call) {
-    if (this.#isBusy) throw new SessionError('another call of this session is under way; await it first');
+    if (this.#isBusy)
+      throw new SessionError('another call of this session is under way; await it first');
     this.#isBusy = true;
     try {
       return await call();
@@ -187,7 +205,9 @@ export class Session {
 
   #checked(ids) {
     if (typeof ids?.[Symbol.iterator] !== 'function' || typeof ids === 'string') {
-      throw new SessionError(`${shown(ids)} came as token ids; a list of whole numbers is required`);
+      throw new SessionError(
+        `${shown(ids)} came as token ids; a list of whole numbers is required`,
+      );
     }
     const checked = Array.from(ids, (id) => (typeof id === 'bigint' ? Number(id) : id));
     if (!checked.length) throw new SessionError('no tokens came; at least one is required');
@@ -202,7 +222,9 @@ export class Session {
 
 function checkCount(name, value, least) {
   if (Number.isInteger(value) && value >= least) return value;
-  throw new SessionError(`${name} is ${shown(value)}; a whole number of at least ${least} is required`);
+  throw new SessionError(
+    `${name} is ${shown(value)}; a whole number of at least ${least} is required`,
+  );
 }
 
 function fixedLimit({ name, static: sizes }, limit, asked) {

@@ -18,7 +18,9 @@ export class Site {
     for await (const piece of this.#pieces(file)) {
       total += piece.length;
       if (total > limitBytes) {
-        throw new PackageError(`${this.name}: ${file} has more than the ${limitBytes} bytes that are allowed`);
+        throw new PackageError(
+          `${this.name}: ${file} has more than the ${limitBytes} bytes that are allowed`,
+        );
       }
       pieces.push(piece);
     }

@@ -1,10 +1,10 @@
 // A variant's states go in; tensors of one row come out, which a graph reads and which take over what
 // it gives. They stay where ONNX Runtime leaves them: on the device, or in this process.
 
+import { copyOnDevice, zerosOnDevice } from './device_copies.mjs';
 import { SessionError } from './errors.mjs';
-import { isKeptWhole } from './graphs.mjs';
+import { ARRAYS, isKeptWhole, tokenBytes } from './state_specs.mjs';
 
-const ARRAYS = { float32: Float32Array, float16: Uint16Array, int8: Int8Array };
 const LIMIT_BYTES = 2 ** 33;
 
 export class States {
@@ -26,8 +26,11 @@ export class States {
   /** Where native ONNX Runtime may write what is appended: where it reads it. Room past the tokens
    * held counts for nothing, so a call that fails or is repeated does no harm. */
   fetches() {
-    if (!this.#graphs.backend.isNative || this.#graphs.keepsStates) return {};
-    const inPlace = [...this.#tensors].filter(([spec]) => spec.growth === 'append' && isKeptWhole(spec));
+    if (!this.#graphs.backend.isNative) return {};
+    const inPlace = [...this.#tensors].filter(
+      ([spec]) =>
+        spec.growth === 'append' && isKeptWhole(spec) && !this.#graphs.staysOnDevice(spec),
+    );
     return Object.fromEntries(inPlace.map(([{ name }, tensor]) => [`present.${name}`, tensor]));
   }
 
@@ -36,7 +39,8 @@ export class States {
     for (const [spec, tensor] of this.#tensors) {
       const given = found[`present.${spec.name}`];
       if (!isKeptWhole(spec)) {
-        copyTokens(spec, given, 0, tensor, held, count);
+        this.#copy(spec, given, tensor, held, count);
+        release(given);
       } else if (given !== tensor) {
         release(tensor);
         this.#tensors.set(spec, given);
@@ -58,7 +62,7 @@ export class States {
     for (const [spec, tensor] of this.#tensors) {
       if (spec.growth === 'append') {
         const bigger = this.#zeros(spec, capacity);
-        copyTokens(spec, tensor, 0, bigger, 0, used);
+        this.#copy(spec, tensor, bigger, 0, used);
         this.#tensors.set(spec, bigger);
       }
     }
@@ -72,21 +76,45 @@ export class States {
 
   #checkSize(capacity) {
     const bytes = this.#graphs.states
-      .map((spec) => resolve(spec, capacity).reduce((size, dim) => size * dim, ARRAYS[spec.dtype].BYTES_PER_ELEMENT))
+      .map((spec) =>
+        resolve(spec, capacity).reduce(
+          (size, dim) => size * dim,
+          ARRAYS[spec.dtype].BYTES_PER_ELEMENT,
+        ),
+      )
       .reduce((sum, size) => sum + size, 0);
     if (bytes > LIMIT_BYTES) {
-      throw new SessionError(`the states of ${capacity} tokens take ${bytes} bytes; at most ${LIMIT_BYTES} are allowed`);
+      throw new SessionError(
+        `the states of ${capacity} tokens take ${bytes} bytes; at most ${LIMIT_BYTES} are allowed`,
+      );
     }
   }
 
   #zeros(spec, capacity) {
+    const { ort } = this.#graphs;
     const dims = resolve(spec, capacity);
+    const size = dims.reduce((product, dim) => product * dim, 1);
     try {
-      const values = new ARRAYS[spec.dtype](dims.reduce((size, dim) => size * dim, 1));
-      return new this.#graphs.ort.Tensor(spec.dtype, values, dims);
+      if (!isKeptWhole(spec) && this.#graphs.staysOnDevice(spec)) {
+        return zerosOnDevice(ort, spec.dtype, dims, size * ARRAYS[spec.dtype].BYTES_PER_ELEMENT);
+      }
+      return new ort.Tensor(spec.dtype, new ARRAYS[spec.dtype](size), dims);
     } catch {
-      throw new SessionError(`no memory for state ${spec.name} of shape [${dims}]; ask for a smaller capacity`);
+      throw new SessionError(
+        `no memory for state ${spec.name} of shape [${dims}]; ask for a smaller capacity`,
+      );
     }
+  }
+
+  /** The first `count` tokens of one tensor, to the place `at` of another. */
+  #copy(spec, from, to, at, count) {
+    const copies = regions(spec, from.dims, to.dims, at, count);
+    if (to.location === 'gpu-buffer') {
+      copyOnDevice(this.#graphs.ort, from, to, copies);
+      return;
+    }
+    const [source, target] = [bytesOf(from), bytesOf(to)];
+    for (const [begin, end, place] of copies) target.set(source.subarray(begin, end), place);
   }
 }
 
@@ -95,17 +123,15 @@ function resolve({ shape }, capacity) {
   return shape.map((dim) => sizes[dim] ?? dim);
 }
 
-/** `count` tokens of one tensor, from the place `first` on, to the place `at` of another. */
-function copyTokens({ shape }, from, first, to, at, count) {
-  const axis = shape.indexOf('capacity');
-  const [source, target] = [bytesOf(from), bytesOf(to)];
-  const rows = to.dims.slice(0, axis).reduce((size, dim) => size * dim, 1);
-  const [read, written] = [source.length / rows, target.length / rows];
-  const [perSource, perTarget] = [read / from.dims[axis], written / to.dims[axis]];
-  for (let row = 0; row < rows; row++) {
-    const begin = row * read + first * perSource;
-    target.set(source.subarray(begin, begin + count * perSource), row * written + at * perTarget);
-  }
+/** [begin, end, at] in bytes, for each row of all dimensions before the tokens'. */
+function regions(spec, from, to, at, count) {
+  const axis = spec.shape.indexOf('capacity');
+  const product = (dims) => dims.reduce((size, dim) => size * dim, 1);
+  const token = tokenBytes(spec);
+  return Array.from({ length: product(to.slice(0, axis)) }, (_, row) => {
+    const begin = row * from[axis] * token;
+    return [begin, begin + count * token, (row * to[axis] + at) * token];
+  });
 }
 
 function bytesOf({ data }) {

@@ -60,6 +60,17 @@ def test_it_inspects(run_on_device: RunOnDevice, package: Path) -> None:
     assert json.loads(ended.stdout)["architecture"] == "llama"
 
 
+def test_the_javascript_driver_comes_with_it(run_on_device: RunOnDevice) -> None:
+    script = (
+        "import edgewright.runtime as r; from pathlib import Path;"
+        "print(sorted(p.name for p in (Path(r.__path__[0]) / 'javascript').iterdir()))"
+    )
+    here = Path(__file__).parents[2] / "runtime/javascript"
+    assert run_on_device(["-c", script]).stdout.strip() == str(
+        sorted(path.name for path in here.iterdir())
+    )
+
+
 @pytest.mark.parametrize("command", ["export", "inspect"])
 def test_what_needs_torch_names_its_extra(
     run_on_device: RunOnDevice, package: Path, command: str

@@ -17,7 +17,7 @@ def static_cpu(name: str, shapes: StaticShapes) -> Provider:
         name=f"cpu:{name}",
         opset=23,
         ir_version=10,
-        onnxruntime_min="1.31",
+        onnxruntime_min="1.30",
         domains={"": None},
         native_ops=False,
         static=shapes,
