@@ -59,6 +59,8 @@ class Environment:
     has_float16: bool = True
     computes_in_float16: bool = False
     seconds: float = 300
+    # Two graphs, and each of some tokens; a device in software takes a second for one.
+    package_seconds: float = 900
 
     @property
     def can_fall_back(self) -> bool:
@@ -68,14 +70,15 @@ class Environment:
         return {part.name: ensure(part, root) for part in self.parts}
 
     def run(self, folders: Folders, case: Path) -> Answer:
-        return self._answer(folders, "case", case, self.case_words)
+        return self._answer(folders, "case", case, self.case_words, self.seconds)
 
     def run_package(
         self, folders: Folders, package: Path, provider: str, ids: Sequence[int], prompt: int
     ) -> PackageAnswer:
         """The logits after the first `prompt` ids and after each other; see package_run.mjs."""
         words = (provider, ",".join(map(str, ids)), str(prompt))
-        return PackageAnswer.of(self._answer(folders, "package", package, words))
+        seconds = self.package_seconds
+        return PackageAnswer.of(self._answer(folders, "package", package, words, seconds))
 
     def _answer(
         self,
@@ -83,6 +86,7 @@ class Environment:
         runner: Literal["case", "package"],
         folder: Path,
         words: tuple[str, ...],
+        seconds: float,
     ) -> Answer:
         with tempfile.TemporaryDirectory(prefix="edgewright-lab-") as scratch:
             answered, home = Path(scratch) / "answer", Path(scratch) / "home"
@@ -94,7 +98,7 @@ class Environment:
                 folders, Job(runner, str(answered), str(folder.resolve()), words)
             )
             done = subprocess.run(
-                [sys.executable, contained.__file__, str(self.seconds), *command.words],
+                [sys.executable, contained.__file__, str(seconds), *command.words],
                 env={**os.environ, **own, **command.environment},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -105,7 +109,7 @@ class Environment:
             if (answered / "answer.json").is_file():
                 return self._strictly_placed(read_answer(answered))
         if done.returncode == contained.TIME_IS_UP:
-            return Answer(error=f"no answer in {self.seconds:.0f} s")
+            return Answer(error=f"no answer in {seconds:.0f} s")
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         return Answer(error=f"no answer; exit status {done.returncode}, and it said: {said}")
 

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgewright.runtime import Session
 from lab import LabError, contained, one_op, selftest
 from lab.apt import packages_changed
 from lab.case import Answer, difference, read_answer, write_case
 from lab.environments import ENVIRONMENTS, Command, Environment, Job
 from lab.parts import Part, ensure, javascript
+from tests.runtime import toy_packages
 
 REFUSAL = "... but fallback to CPU EP has been explicitly disabled by the user."
 PLAN = """NOTE: This is only a simulation!
@@ -141,6 +143,20 @@ def test_an_environment_that_gives_no_answer_says_why(tmp_path: Path) -> None:
     assert crash.error == "no answer; exit status 1, and it said: the reason"
     late = environment("import time; time.sleep(60)", seconds=0.1).run({}, tmp_path)
     assert late.error == "no answer in 0 s"
+
+
+def test_a_package_is_run_by_our_own_runtime(tmp_path: Path) -> None:
+    package = toy_packages.write_toy(tmp_path / "toy")
+    cpu = ENVIRONMENTS["cpu"]
+    ids = [5, 17, 299, 2, 41, 0]
+    answer = cpu.run_package(cpu.prepare(tmp_path), package.root, "cpu", ids, 4)
+    session = Session.open(package.root)
+    assert answer.error == "" and answer.logits is not None
+    np.testing.assert_allclose(answer.logits, session.logits(ids)[3:], rtol=0, atol=1e-4)
+    assert list(answer.tokens) == session.generate(ids[:4], max_new_tokens=3)
+    assert set(answer.nodes) == {"CPUExecutionProvider"}
+    none = cpu.run_package(cpu.prepare(tmp_path), package.root, "webgpu", ids, 4)
+    assert "no variant for webgpu" in none.error and none.logits is None
 
 
 def test_a_node_that_ran_elsewhere_is_no_answer(tmp_path: Path) -> None:
