@@ -15,7 +15,7 @@ from typing import Literal
 from edgewright.artifacts.user_dirs import CACHE_VARIABLE, cache_dir
 from lab import contained
 from lab.case import Answer, PackageAnswer, read_answer
-from lab.parts import Part, arm64, chromium, ensure, javascript, mesa, wheels, wine
+from lab.parts import Part, arm64, chromium, ensure, javascript, mesa, wheels, windows_driver, wine
 
 RUNNERS = Path(__file__).parent / "runners"
 DRIVER = Path(__file__).parents[1] / "runtime/javascript"
@@ -153,6 +153,13 @@ def _directml(folders: Folders, job: Job) -> Command:
     return Command(program, {"NODE_SKIP_PLATFORM_CHECK": "1", **_vulkan(folders)})
 
 
+def _windows(folders: Folders, job: Job) -> Command:
+    words = (job.runner, job.answered, job.folder, *job.words, wine.prefix(folders["wine"]))
+    driver = windows_driver.program(folders[windows_driver.PART.name])
+    library = javascript.windows_onnxruntime(folders["javascript"])
+    return Command((sys.executable, str(RUNNERS / "windows.py"), *words, driver, library))
+
+
 def _browser(*arguments: str) -> Callable[[Folders, Job], Command]:
     def command(folders: Folders, job: Job) -> Command:
         scripts = folders["javascript"]
@@ -189,6 +196,7 @@ _SCRIPTS = javascript.PART
 
 _EITHER = ("float16", "4 bits")
 _OURS = dict.fromkeys(_EITHER, ("cpu", "cpu-portable"))
+_KERNELS = dict.fromkeys(_EITHER, ("cpu",))
 _PORTABLE = dict.fromkeys(_EITHER, ("cpu-portable",))
 _GPU = dict.fromkeys(_EITHER, ())
 
@@ -197,6 +205,14 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     for environment in (
         Environment("cpu", _CPU, (), _python(None), ("cpu",), _OURS),
         Environment("cpu-arm64", _CPU, (arm64.PART,), _arm64, ("cpu",), _OURS),
+        Environment(
+            "cpu-windows",
+            _CPU,
+            (wine.PART, _SCRIPTS, windows_driver.PART),
+            _windows,
+            (),
+            _KERNELS,
+        ),
         Environment(
             "webgpu", _WEBGPU, (mesa.PART, wheels.WEBGPU), _python(wheels.WEBGPU), ("webgpu",), _GPU
         ),

