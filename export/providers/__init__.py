@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -20,7 +20,8 @@ from edgewright.export.stored import Stored
 class Provider:
     """`domains` maps each op domain to the op types it takes, or None for all of them. `lower`, if
     it is given, makes what it takes of the graph with our own ops and of that graph's weights;
-    `static` asks for a prefill and a decode graph of fixed shapes instead."""
+    `static` asks for a prefill and a decode graph of fixed shapes instead. `types` are those of
+    the values that an op takes and gives, under "" for ops not named; without any, all are."""
 
     name: str
     opset: int
@@ -30,6 +31,7 @@ class Provider:
     native_ops: bool
     lower: Callable[[Stored, PackageWriter], Stored] | None = None
     static: StaticShapes | None = None
+    types: Mapping[str, Set[ir.DataType]] = field(default_factory=dict)
 
     @property
     def variant_name(self) -> str:
@@ -49,6 +51,19 @@ class Provider:
                 raise ExportError(
                     f"provider {self.name} does not take node {node.name} ({node.domain}"
                     f"{'::' if node.domain else ''}{node.op_type})"
+                )
+            self._refuse_foreign_types(node)
+
+    def _refuse_foreign_types(self, node: ir.Node) -> None:
+        taken = self.types.get(node.op_type, self.types.get(""))
+        if taken is None:
+            return
+        values = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        for value in (*values, *node.outputs):
+            if value.dtype is not None and value.dtype not in taken:
+                raise ExportError(
+                    f"provider {self.name} does not take node {node.name} ({node.op_type}) of"
+                    f" {value.dtype.name.lower()} values"
                 )
 
 

@@ -103,6 +103,75 @@ def move_no_booleans(model: ir.Model) -> None:
             _cast_back(model.graph, node, old)
 
 
+def multiply_masks(model: ir.Model) -> None:
+    """Ensures: no Where with a zero to its right, but a product with ones and zeros. ONNX Runtime
+    moves transpositions past a Where, and that of the mask would be of booleans."""
+    for node in list(model.graph):
+        zero = node.inputs[2].const_value if node.op_type == "Where" and node.inputs[2] else None
+        if zero is None or zero.dtype != ir.DataType.FLOAT or zero.size != 1:
+            continue
+        if float(zero.numpy().reshape(())) != 0.0:
+            continue
+        condition, value = node.inputs[:2]
+        assert condition is not None and value is not None
+        op = Recorder(prefix=f"{node.name}_masked_")
+        mask = op("Cast", condition, to=int(ir.DataType.FLOAT))
+        _replace(model.graph, node, op, op("Mul", value, mask))
+
+
+def norm_in_opset_21(model: ir.Model) -> None:
+    """Requires known types and shapes. Ensures: opset 21, RMSNormalization under the name that ONNX
+    Runtime has for it there, RotaryEmbedding written out."""
+    for node in list(model.graph):
+        if node.op_type == "RMSNormalization":
+            node.op_type = "SimplifiedLayerNormalization"
+        elif node.op_type == "RotaryEmbedding":
+            op = Recorder(prefix=f"{node.name}_turned_")
+            _replace(model.graph, node, op, _turned(op, node))
+    model.opset_imports[""] = 21
+
+
+def _turned(op: Recorder, node: ir.Node) -> ir.Value:
+    """Pairs of x, side by side or half a head apart, each turned by its angle."""
+    x, *tables = node.inputs
+    assert x is not None and x.shape is not None and len(tables) == 2
+    attributes = node.attributes
+    sizes = tuple(int(size) for size in x.shape.numpy())
+    if len(sizes) == 3:  # [B, S, H*D]
+        heads = attributes["num_heads"].as_int()
+        by_head = (*sizes[:2], heads, sizes[2] // heads)
+        x, axis = op("Reshape", x, by_head), 2
+    else:  # [B, H, S, D]
+        by_head, axis = sizes, 1
+    cos, sin = (op("Unsqueeze", table, (axis,)) for table in tables if table is not None)
+    width = by_head[-1]
+    turning = (
+        attributes["rotary_embedding_dim"].as_int() if "rotary_embedding_dim" in attributes else 0
+    )
+    turning = turning or width
+    rest: list[ir.Value] = []
+    if turning < width:
+        x, *rest = op.several("Split", 2, x, (turning, width - turning), axis=3)
+    apart = bool(attributes["interleaved"].as_int()) if "interleaved" in attributes else False
+    if apart:
+        paired = op("Reshape", x, (*by_head[:3], turning // 2, 2))
+        x, y = (
+            op("Squeeze", half, (4,)) for half in op.several("Split", 2, paired, (1, 1), axis=4)
+        )
+    else:
+        x, y = op.several("Split", 2, x, (turning // 2, turning // 2), axis=3)
+    turned = [
+        op("Sub", op("Mul", x, cos), op("Mul", y, sin)),
+        op("Add", op("Mul", y, cos), op("Mul", x, sin)),
+    ]
+    if apart:
+        both = op("Concat", *(op("Unsqueeze", half, (4,)) for half in turned), axis=4)
+        turned = [op("Reshape", both, (*by_head[:3], turning))]
+    parts = [*turned, *rest]
+    found = parts[0] if len(parts) == 1 else op("Concat", *parts, axis=3)
+    return op("Reshape", found, sizes)
+
+
 def _axes_put_in(node: ir.Node) -> tuple[int, ...] | None:
     """Of a Reshape that puts in axes of one and changes nothing else."""
     value, result = node.inputs[0], node.outputs[0]
