@@ -41,7 +41,7 @@ class Products:
     fetched from a weight that is left as it is."""
 
     widths: tuple[int, ...] = WIDTHS
-    scales: np.dtype[np.generic] = np.dtype(np.float32)
+    scales: str = "float32"
     sizes: Callable[[ir.Value], ir.Shape | None] = lambda _: None
     gathers: bool = True
 

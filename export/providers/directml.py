@@ -7,7 +7,7 @@ and what a state gains is given as a delta."""
 
 from edgewright.custom_ops.recorder import MICROSOFT
 from edgewright.export.providers import Provider
-from edgewright.export.static import ComputeDtype, StaticShapes
+from edgewright.export.static import StaticShapes
 from edgewright.export.static.device_forms import narrow_integers, norm_in_opset_21
 
 _OPS = frozenset(
@@ -19,21 +19,17 @@ _OPS = frozenset(
 )
 
 
-def _provider(name: str, dtype: ComputeDtype) -> Provider:
-    return Provider(
-        name=name,
-        opset=21,
-        ir_version=10,
-        onnxruntime_min="1.24",
-        domains={"": _OPS, MICROSOFT: frozenset({"MatMulNBits"})},
-        native_ops=False,
-        static=StaticShapes(
-            dtype=dtype,
-            update="delta",
-            product_bits=(4, 8),
-            rewrites=(norm_in_opset_21, narrow_integers),
-        ),
-    )
-
-
-PROVIDERS = (_provider("directml", "float16"), _provider("directml:f32", "float32"))
+PROVIDER = Provider(
+    name="directml",
+    opset=21,
+    ir_version=10,
+    onnxruntime_min="1.24",
+    domains={"": _OPS, MICROSOFT: frozenset({"MatMulNBits"})},
+    native_ops=False,
+    static=StaticShapes(
+        dtype="float16",
+        update="delta",
+        product_bits=(4, 8),
+        rewrites=(norm_in_opset_21, narrow_integers),
+    ),
+)

@@ -1,5 +1,5 @@
-"""WebGPU through onnxruntime-webgpu, onnxruntime-node and onnxruntime-web: static graphs in float16,
-or in float32 for adapters without it, such as Chromium's in software.
+"""WebGPU through onnxruntime-webgpu, -node and -web: static graphs in float16, or in float32 for
+adapters without it, such as Chromium's in software.
 
 The ops are those that onnxruntime-webgpu 1.27 ran on the device and computed right on a software
 adapter. Its GroupQueryAttention errs where subgroups are narrow, and ONNX's Attention goes to the

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from edgewright.artifacts import Blob, PackageWriter
@@ -88,7 +87,7 @@ def _keep_products(
     sizes = call_sizes(shapes, seq)
     form = Products(
         shapes.product_bits,
-        np.dtype(shapes.dtype),
+        shapes.dtype,
         lambda value: resolved(value.shape, sizes),
         gathers=False,
     )
