@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgewright.custom_ops.spec import DOMAIN, OpSpec
 
 OPSET = 23
+MICROSOFT = "com.microsoft"
 
 Literal = int | float | tuple[int, ...] | tuple[float, ...]
 Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Attr | ir.Graph
@@ -52,6 +53,25 @@ class Recorder:
         name = f"{self._prefix}{op_type}_{len(self._tape.nodes)}"
         outputs = [ir.Value(name=f"{name}_{i}") for i in range(count)]
         return self._tape.op_multi_out(op_type, values, attributes, outputs=outputs)
+
+    def foreign(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Attribute],
+        shapes: Sequence[Sequence[int]] = ((),),
+    ) -> Sequence[ir.Value]:
+        """A node of ONNX Runtime's own domain, with float32 outputs of these shapes."""
+        name = f"{self._prefix}{op_type}_{len(self._tape.nodes)}"
+        outputs = [
+            ir.Value(
+                name=f"{name}_{i}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape)
+            )
+            for i, shape in enumerate(shapes)
+        ]
+        return self._tape.op_multi_out(
+            op_type, inputs, attributes, domain=MICROSOFT, outputs=outputs
+        )
 
     def constant(self, literal: Literal) -> ir.Value:
         """An int or float is a scalar of int64 or float32, a tuple a vector of them."""

@@ -5,7 +5,7 @@ MatMulNBits, whose weights are blobs of their own with the very same values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,21 +18,33 @@ from edgewright.artifacts.errors import ExportError
 from edgewright.custom_ops import DOMAIN
 from edgewright.custom_ops.gated_matmul.lower import activated
 from edgewright.custom_ops.packed_weights import QuantizedMatrix, unpack
-from edgewright.custom_ops.recorder import Recorder
+from edgewright.custom_ops.recorder import MICROSOFT, Recorder
 from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
-from edgewright.export.portable_weights import PortableRows, portable_rows
+from edgewright.export.portable_weights import WIDTHS, PortableRows, portable_rows
 from edgewright.export.state_order import prove_state_order
 from edgewright.export.stored import Stored
 
-MICROSOFT = "com.microsoft"
 _ALIGNMENT = 64
 _LOWERED = ("BlockMatMul", "GatedMatMul", "BlockGather")
 _NUMPY_TYPES = {
     "uint8": ir.DataType.UINT8,
+    "float16": ir.DataType.FLOAT16,
     "float32": ir.DataType.FLOAT,
     "int64": ir.DataType.INT64,
 }
+
+
+@dataclass(frozen=True)
+class Products:
+    """How a provider wants MatMulNBits: the widths it takes, the type of scales, and the sizes of
+    what a node gives where the graph's are to be numbers. Without `gathers`, rows of a table are
+    fetched from a weight that is left as it is."""
+
+    widths: tuple[int, ...] = WIDTHS
+    scales: str = "float32"
+    sizes: Callable[[ir.Value], ir.Shape | None] = lambda _: None
+    gathers: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class _Lowered:
     runs: tuple[tuple[PortableRows, tuple[ir.Value, ...]], ...]
     column_scale: ir.Value | None
     column_order: ir.Value | None
-    blob: Blob
+    blobs: Mapping[str, Blob]
 
     @property
     def widths(self) -> set[int]:
@@ -50,16 +62,23 @@ class _Lowered:
 
 
 class _Recorder(Recorder):
+    def __init__(self, prefix: str, shape: ir.Shape | None) -> None:
+        super().__init__(prefix)
+        self._shape = shape
+
     def product(self, x: ir.Value, weights: Sequence[ir.Value], rows: PortableRows) -> ir.Value:
         sizes = {"K": rows.columns, "N": rows.rows, "bits": rows.bits, "block_size": rows.block}
         output = ir.Value(name=f"{self._prefix}MatMulNBits_{len(self._tape.nodes)}")
+        if self._shape is not None:
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+            output.shape = ir.Shape([*self._shape[:-1], rows.rows])
         return self._tape.op("MatMulNBits", [x, *weights], sizes, domain=MICROSOFT, output=output)
 
 
 def make_portable(stored: Stored, writer: PackageWriter) -> Stored:
     """Requires function bodies for all our ops. Ensures: no node and no function of ours."""
     model = ir.serde.deserialize_model(ir.serde.serialize_model(stored.graph.model))
-    lowered = _lower_products(model, stored.packed, writer)
+    lowered = lower_products(model, stored.packed, writer)
     standard.RemoveUnusedNodesPass()(model)
     standard.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     standard.InlinePass()(model)
@@ -76,28 +95,33 @@ def make_portable(stored: Stored, writer: PackageWriter) -> Stored:
     return replace(
         stored,
         graph=graph,
-        packed=as_they_are | {name: weight.blob for name, weight in lowered.items()},
+        packed=as_they_are | blobs_of(lowered),
         packed_dtypes=tuple(f"int{bits}" for bits in sorted(widths)),
     )
 
 
-def _lower_products(
-    model: ir.Model, packed: Mapping[str, Blob], writer: PackageWriter
+def blobs_of(lowered: Mapping[str, _Lowered]) -> dict[str, Blob]:
+    return {name: blob for weight in lowered.values() for name, blob in weight.blobs.items()}
+
+
+def lower_products(
+    model: ir.Model, packed: Mapping[str, Blob], writer: PackageWriter, form: Products | None = None
 ) -> dict[str, _Lowered]:
-    graph = model.graph
+    """Ensures: no product of ours with a packed matrix, but MatMulNBits; the weights by name."""
+    graph, form = model.graph, form or Products()
     found: dict[str, _Lowered] = {}
     for node in list(graph):
         weight = node.inputs[1] if node.op_type in _LOWERED and node.domain == DOMAIN else None
         if weight is None or weight.name is None or weight.name not in packed:
             continue
-        if node.op_type == "BlockGather" and not _is_multiplied(weight):
+        if node.op_type == "BlockGather" and not (form.gathers and _is_multiplied(weight)):
             continue  # its body reads the rows that are asked for, of the very same blob
         if weight.name not in found:
-            found[weight.name] = _lower(graph, weight, packed[weight.name], writer)
-        op = _Recorder(prefix=f"{node.name}_")
+            found[weight.name] = _lower(graph, weight, packed[weight.name], writer, form)
+        old = node.outputs[0]
+        op = _Recorder(f"{node.name}_", form.sizes(old))
         value = _WRITERS[node.op_type](op, node, found[weight.name])
         graph.insert_before(node, op.nodes)
-        old = node.outputs[0]
         value.type, value.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         value.name, old.name = old.name, f"{old.name}_replaced"
@@ -107,22 +131,30 @@ def _lower_products(
     return found
 
 
-def _lower(graph: ir.Graph, weight: ir.Value, blob: Blob, writer: PackageWriter) -> _Lowered:
+def _lower(
+    graph: ir.Graph, weight: ir.Value, blob: Blob, writer: PackageWriter, form: Products
+) -> _Lowered:
     (matrix, *others) = _unpacked(writer, blob)
     if others:
         raise ExportError(f"{weight.name} is a stack of matrices; a single one is required")
-    runs = portable_rows(matrix, as_one=_is_gathered(weight))
-    arrays: dict[str, NDArray[np.generic]] = {}
+    runs = portable_rows(matrix, form.gathers and _is_gathered(weight), form.widths)
+    # Floats in a blob of their own: codes are the same for every type that is computed in.
+    codes: dict[str, NDArray[np.generic]] = {}
+    floats: dict[str, NDArray[np.generic]] = {}
     for i, rows in enumerate(runs):
-        arrays |= {f"{weight.name}.codes{i}": rows.codes, f"{weight.name}.scales{i}": rows.scales}
+        codes[f"{weight.name}.codes{i}"] = rows.codes
+        floats[f"{weight.name}.scales{i}"] = rows.scales.astype(form.scales)
         if rows.zeros is not None:
-            arrays[f"{weight.name}.zeros{i}"] = rows.zeros
+            codes[f"{weight.name}.zeros{i}"] = rows.zeros
     if matrix.column_scale is not None:
-        arrays[f"{weight.name}.columns"] = matrix.column_scale
+        floats[f"{weight.name}.columns"] = matrix.column_scale.astype(form.scales)
     if matrix.column_order is not None:
-        arrays[f"{weight.name}.order"] = matrix.column_order
-    written = writer.add_blob(_pieces(arrays.values()))
-    values = dict(_initializers(graph, written, arrays))
+        codes[f"{weight.name}.order"] = matrix.column_order
+    values: dict[str, ir.Value] = {}
+    blobs: dict[str, Blob] = {}
+    for name, arrays in ((f"{weight.name}", codes), (f"{weight.name}.scales", floats)):
+        blobs[name] = writer.add_blob(_pieces(arrays.values()))
+        values |= _initializers(graph, blobs[name], arrays)
     return _Lowered(
         tuple(
             (
@@ -137,7 +169,7 @@ def _lower(graph: ir.Graph, weight: ir.Value, blob: Blob, writer: PackageWriter)
         ),
         values.get(f"{weight.name}.columns"),
         values.get(f"{weight.name}.order"),
-        written,
+        blobs,
     )
 
 
@@ -175,7 +207,7 @@ def _product(op: _Recorder, x: ir.Value, weight: _Lowered) -> ir.Value:
     if weight.column_order is not None:
         x = op("Gather", x, weight.column_order, axis=-1)
     if weight.column_scale is not None:
-        x = op("Mul", x, weight.column_scale)
+        x = op("Mul", x, op("CastLike", weight.column_scale, x))
     parts = [op.product(x, values, rows) for rows, values in weight.runs]
     return parts[0] if len(parts) == 1 else op("Concat", *parts, axis=-1)
 

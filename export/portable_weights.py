@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -53,11 +53,13 @@ class _Whole:
     scales: NDArray[np.float32]
 
 
-def portable_rows(matrix: QuantizedMatrix, as_one: bool = False) -> tuple[PortableRows, ...]:
-    """Of each run of segments the narrowest width that holds them exactly; a correction of single
-    weights in parts of a step makes that 8. `as_one`: one width for all rows."""
+def portable_rows(
+    matrix: QuantizedMatrix, as_one: bool = False, taken: Sequence[int] = WIDTHS
+) -> tuple[PortableRows, ...]:
+    """Of each run of segments the narrowest width of those taken that holds them exactly; a
+    correction of single weights in parts of a step makes that 8. `as_one`: one width for all."""
     wholes = [_whole(rows) for rows in matrix.segments]
-    widths = [_width(whole.values, matrix.block) for whole in wholes]
+    widths = [_width(whole.values, matrix.block, taken) for whole in wholes]
     if as_one:
         widths = [max(widths)] * len(widths)
     found, at = [], 0
@@ -89,8 +91,8 @@ def _whole(rows: QuantizedRows) -> _Whole:
     return _Whole(values, rows.scales() * np.float32(2.0**-shift))
 
 
-def _width(values: Integers, block: int) -> int:
-    for bits in WIDTHS:
+def _width(values: Integers, block: int, taken: Sequence[int]) -> int:
+    for bits in taken:
         if _zeros(values, block, bits) is not _NONE:
             return bits
     raise ExportError("a packed weight has zero points too far from its codes for MatMulNBits")

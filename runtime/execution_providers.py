@@ -25,12 +25,24 @@ class Plugin:
 
 @dataclass(frozen=True)
 class ExecutionProvider:
+    """`extra` is that of ours whose ONNX Runtime has this provider built in; such a one, as a
+    plugin, may leave no node to the processor."""
+
     name: str
     plugin: Plugin | None = None
+    extra: str | None = None
     _registered: list[str] = field(default_factory=list, compare=False)
 
+    @property
+    def has_memory(self) -> bool:
+        """Of its own: what is bound is copied there when it is bound, not when it is run."""
+        return self.extra is not None
+
     def add_to(self, ort: Any, options: Any, provider: str) -> None:
-        """Only for a plugin: the providers that come with ONNX Runtime are named to the session."""
+        """What comes with ONNX Runtime is named to the session; a plugin is put in here."""
+        if self.extra is not None:
+            self._require_built_in(ort, provider)
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if self.plugin is None:
             return
         chip = provider.partition(":")[2]
@@ -43,6 +55,13 @@ class ExecutionProvider:
             raise SessionError(f"{provider}: {self.name} found no device on this machine")
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.add_provider_for_devices(devices, dict(self.plugin.chips[chip]))
+
+    def _require_built_in(self, ort: Any, provider: str) -> None:
+        if self.name not in ort.get_available_providers():
+            raise SessionError(
+                f"{provider}: the onnxruntime {ort.__version__} that is installed has no"
+                f" {self.name}; install one that has with pip install 'edgewright[{self.extra}]'"
+            )
 
     def _register(self, ort: Any) -> None:
         assert self.plugin is not None
@@ -84,7 +103,13 @@ _CPU = ExecutionProvider("CPUExecutionProvider")
 
 # In the order in which a variant is chosen when the caller names none; what is made for a chip is
 # run only where it is asked for.
-EXECUTION_PROVIDERS = {"cpu": _CPU, "cpu-portable": _CPU, "qnn": _QNN}
+EXECUTION_PROVIDERS = {
+    "cpu": _CPU,
+    "cpu-portable": _CPU,
+    "qnn": _QNN,
+    "webgpu": ExecutionProvider("WebGpuExecutionProvider", extra="webgpu"),
+    "directml": ExecutionProvider("DmlExecutionProvider", extra="directml"),
+}
 
 
 def execution_provider(provider: str) -> ExecutionProvider | None:

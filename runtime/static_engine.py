@@ -21,8 +21,9 @@ from edgewright.runtime.engine import (
     run_error,
     settle_memory,
 )
+from edgewright.runtime.execution_providers import execution_provider
 from edgewright.runtime.host import default_threads
-from edgewright.runtime.ort import Array, Binding, OrtSession, wrap
+from edgewright.runtime.ort import Array, Binding, OrtSession, OrtValue, wrap
 
 StaticRole = Literal["prefill", "decode"]
 ROLES: tuple[StaticRole, ...] = ("prefill", "decode")
@@ -38,6 +39,7 @@ class Bound:
     wanted: Array  # [1, 1]
     logits: Array  # [1, 1, vocab]
     given: tuple[Array, ...]  # what the graph gives for each state
+    inputs: Mapping[str, OrtValue]
     binding: Binding
 
 
@@ -52,6 +54,7 @@ class StaticEngine:
     fingerprint: str
     kernels: Kernels
     threads: int
+    copies_inputs: bool
 
     @classmethod
     def open(
@@ -66,6 +69,7 @@ class StaticEngine:
         for role, graph in graphs.items():
             sessions[role], kernels = open_graph(package, variant, graph, count, role)
             check_interface(sessions[role], variant, role)
+        provider = execution_provider(variant.provider)
         return cls(
             sessions=sessions,
             sizes=variant.static,
@@ -74,6 +78,7 @@ class StaticEngine:
             fingerprint=fingerprint_of(list(graphs.values()), variant.states),
             kernels=kernels,
             threads=count,
+            copies_inputs=provider is not None and provider.has_memory,
         )
 
     def bind(self, role: StaticRole, past: tuple[Array, ...]) -> Bound:
@@ -86,23 +91,25 @@ class StaticEngine:
         ids, start, length, wanted = tokens = [np.zeros(shape, kind) for shape in shapes]
         logits = np.zeros((1, 1, self.vocab_size), np.float32)
         binding = session.io_binding()
-        for name, array in zip(TOKEN_INPUTS, tokens, strict=True):
-            binding.bind_ortvalue_input(name, wrap(array))
+        inputs = {name: wrap(a) for name, a in zip(TOKEN_INPUTS, tokens, strict=True)}
         binding.bind_ortvalue_output("logits", wrap(logits))
         given = []
         for spec, array in zip(self.layout, past, strict=True):
-            value = wrap(array)
-            binding.bind_ortvalue_input(spec.input_name, value)
+            value = inputs[spec.input_name] = wrap(array)
             out = array
             if spec.growth != "append" or spec.update == "delta":
                 out = np.zeros(spec.resolve(1, seq), array.dtype)
                 value = wrap(out)
             binding.bind_ortvalue_output(spec.output_name, value)
             given.append(out)
-        return Bound(ids, start, length, wanted, logits, tuple(given), binding)
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        return Bound(ids, start, length, wanted, logits, tuple(given), inputs, binding)
 
     def run(self, role: StaticRole, bound: Bound) -> None:
         try:
+            for name, value in bound.inputs.items() if self.copies_inputs else ():
+                bound.binding.bind_ortvalue_input(name, value)
             self.sessions[role].run_with_iobinding(bound.binding)
         except Exception as error:  # the binding raises its own types, and RuntimeError besides
             raise run_error(error) from error

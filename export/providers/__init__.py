@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -22,7 +22,10 @@ _NAMED = 5
 class Provider:
     """`domains` maps each op domain to the op types it takes, or None for all of them. `lower`, if
     it is given, makes what it takes of the graph with our own ops and of that graph's weights;
-    `static` asks for a prefill and a decode graph of fixed shapes instead."""
+    `static` asks for a prefill and a decode graph of fixed shapes instead. `types` are those of
+    the values that an op takes and gives, under "" for ops not named; without any, all are. `limit`
+    says of a node whose op is taken why it is not all the same. `notes` are what a user has to know
+    of a variant, each a line."""
 
     name: str
     opset: int
@@ -32,6 +35,9 @@ class Provider:
     native_ops: bool
     lower: Callable[[Stored, PackageWriter], Stored] | None = None
     static: StaticShapes | None = None
+    types: Mapping[str, Set[ir.DataType]] = field(default_factory=dict)
+    limit: Callable[[ir.Node], str | None] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def variant_name(self) -> str:
@@ -45,10 +51,11 @@ class Provider:
                 f"provider {self.name} takes opset {self.opset} at most; the graph is written in"
                 f" {model.opset_imports['']}"
             )
+        reasons = ((node, self._reason_against(node)) for node in model.graph.all_nodes())
         return [
-            f"{node.name} ({node.domain}{'::' if node.domain else ''}{node.op_type})"
-            for node in model.graph.all_nodes()
-            if not self._takes(node)
+            f"{node.name} ({node.domain}{'::' if node.domain else ''}{node.op_type}{reason})"
+            for node, reason in reasons
+            if reason is not None
         ]
 
     def refuse(self, foreign: Sequence[str]) -> None:
@@ -60,9 +67,18 @@ class Provider:
                 " --allow-fallback leaves such nodes to the processor"
             )
 
-    def _takes(self, node: ir.Node) -> bool:
+    def _reason_against(self, node: ir.Node) -> str | None:
+        """Empty where it is the op itself; None where the node is taken."""
         taken = self.domains.get(node.domain, frozenset())
-        return taken is None or node.op_type in taken
+        if taken is not None and node.op_type not in taken:
+            return ""
+        types = self.types.get(node.op_type, self.types.get(""))
+        values = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        for value in (*values, *node.outputs) if types is not None else ():
+            if value.dtype is not None and value.dtype not in types:
+                return f" of {value.dtype.name.lower()} values"
+        reason = self.limit(node) if self.limit is not None else None
+        return None if reason is None else f": {reason}"
 
 
 def known_providers() -> list[str]:

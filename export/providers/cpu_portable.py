@@ -1,6 +1,7 @@
 """The CPU with ONNX Runtime alone: no op of ours and no library, packed products as MatMulNBits."""
 
-from edgewright.export.portable import MICROSOFT, make_portable
+from edgewright.custom_ops.recorder import MICROSOFT
+from edgewright.export.portable import make_portable
 from edgewright.export.providers import Provider
 
 PROVIDER = Provider(

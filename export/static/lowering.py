@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as standard
 
@@ -16,13 +17,17 @@ from edgewright.export.static.shapes import StaticShapes
 from edgewright.export.static.weights import FLOATS
 
 
+def call_sizes(shapes: StaticShapes, seq: int) -> dict[str, int]:
+    return {"batch": 1, "seq": seq, "wanted": 1, "capacity": shapes.capacity}
+
+
 def set_sizes(graph: Graph, shapes: StaticShapes, seq: int) -> None:
     """Requires the canonical graph. Ensures: inputs and outputs of known sizes; what torch said of
     the values between them is forgotten but for sizes that are numbers."""
-    sizes = {"batch": 1, "seq": seq, "wanted": 1, "capacity": shapes.capacity}
+    sizes = call_sizes(shapes, seq)
     model = graph.model.graph
     for value in (*model.inputs, *model.outputs):
-        value.shape = _resolved(value.shape, sizes)
+        value.shape = resolved(value.shape, sizes)
     boundary = {value.name: value for value in (*model.inputs, *model.outputs)}
     for spec in graph.layout:
         boundary[spec.output_name].shape = ir.Shape(_given(spec, sizes))
@@ -36,7 +41,7 @@ def _given(spec: StateSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return spec.resolve(kept["batch"], kept["capacity"])
 
 
-def _resolved(shape: ir.Shape | None, sizes: Mapping[str, int]) -> ir.Shape | None:
+def resolved(shape: ir.Shape | None, sizes: Mapping[str, int]) -> ir.Shape | None:
     if shape is None:
         return None
     return ir.Shape(
@@ -51,11 +56,21 @@ def lower_ops(graph: Graph, shapes: StaticShapes, seq: int) -> None:
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
-        module = import_module(f"edgewright.custom_ops.{OPS[node.op_type].function}.lower")
-        function = module.lower_node(StaticNode(node, 1, seq, shapes.capacity, shapes.update))
-        _call(model, node, function)
+        found = StaticNode(node, 1, seq, shapes.capacity, shapes.update)
+        _call(model, node, _lowering(shapes, found))
     standard.InlinePass()(model)
     model.opset_imports.pop(DOMAIN, None)
+    for node in model.graph:
+        model.opset_imports.setdefault(node.domain, 1)
+
+
+def _lowering(shapes: StaticShapes, found: StaticNode) -> ir.Function:
+    op_type = found.node.op_type
+    if op_type in shapes.lowerings and (own := shapes.lowerings[op_type](found)) is not None:
+        return own
+    module = import_module(f"edgewright.custom_ops.{OPS[op_type].function}.lower")
+    function: ir.Function = module.lower_node(found)
+    return function
 
 
 def _call(model: ir.Model, node: ir.Node, function: ir.Function) -> None:
@@ -74,8 +89,8 @@ def _call(model: ir.Model, node: ir.Node, function: ir.Function) -> None:
         name=node.name,
     )
     model.graph.insert_before(node, call)
-    for old, new in zip(node.outputs, call.outputs, strict=True):
-        new.type, new.shape = old.type, old.shape
+    for old, new, made in zip(node.outputs, call.outputs, function.outputs, strict=True):
+        new.type, new.shape = old.type, made.shape or old.shape
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name, old.name = old.name, f"{old.name}_replaced"
     model.graph.remove(node, safe=True)
@@ -94,12 +109,13 @@ def _as_float32(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Anew, from the sizes of inputs, initializers and outputs."""
+    """Anew, from the sizes of inputs, initializers and outputs, and from what is known of the
+    outputs of ops that the inference has not heard of."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             value.shape = ir.Shape(value.const_value.shape.numpy())
     for node in model.graph:
-        for value in node.outputs:
+        for value in node.outputs if onnx.defs.has(node.op_type, node.domain) else ():
             if not value.is_graph_output():
                 value.shape = None
     standard.ShapeInferencePass()(model)

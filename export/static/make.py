@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from edgewright.artifacts import Blob, PackageWriter
 from edgewright.artifacts.errors import ExportError
 from edgewright.artifacts.manifest import GraphRole
+from edgewright.artifacts.states import StateLayout
 from edgewright.custom_ops import DOMAIN
 from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
+from edgewright.export.portable import Products, blobs_of, lower_products
 from edgewright.export.state_order import prove_state_order
-from edgewright.export.static.half_forms import bound_exponents, write_out_softplus
-from edgewright.export.static.lowering import infer_shapes, lower_ops, set_sizes
+from edgewright.export.static.half_forms import write_out_softplus
+from edgewright.export.static.lowering import (
+    call_sizes,
+    infer_shapes,
+    lower_ops,
+    resolved,
+    set_sizes,
+)
 from edgewright.export.static.precision import compute_in
 from edgewright.export.static.rotations import tabulate
 from edgewright.export.static.running_sums import multiply_sums
@@ -42,22 +50,50 @@ def make_static(
     for role, seq in sizes:
         model = ir.serde.deserialize_model(ir.serde.serialize_model(stored.graph.model))
         graph = Graph(model, layout)
+        products = _keep_products(graph.model, stored, shapes, seq, writer)
+        for blob in products.blobs.values():
+            weights.keep(blob)
         _lower(graph, shapes, seq, weights)
         made[role] = graph
-        kept |= _blobs(model.graph, weights)
+        kept |= _blobs(model.graph, weights, products)
     inline = max(0, stored.kept_bytes - sum(blob.size for blob in stored.kept.values()))
     return {
         role: replace(
             stored,
             graph=graph,
-            packed={},
-            packed_dtypes=(),
+            packed=products.blobs,
+            packed_dtypes=tuple(f"int{bits}" for bits in sorted(products.widths)),
             kept=kept,
             kept_bytes=inline + sum({blob.path: blob.size for blob in kept.values()}.values()),
             kept_dtypes=(shapes.dtype,),
         )
         for role, graph in made.items()
     }
+
+
+@dataclass(frozen=True)
+class _Products:
+    """The packed weights that stay packed."""
+
+    blobs: Mapping[str, Blob]
+    widths: frozenset[int]
+
+
+def _keep_products(
+    model: ir.Model, stored: Stored, shapes: StaticShapes, seq: int, writer: PackageWriter
+) -> _Products:
+    if not shapes.product_bits:
+        return _Products({}, frozenset())
+    sizes = call_sizes(shapes, seq)
+    form = Products(
+        shapes.product_bits,
+        shapes.dtype,
+        lambda value: resolved(value.shape, sizes),
+        gathers=False,
+    )
+    lowered = lower_products(model, stored.packed, writer, form)
+    widths = frozenset(bits for weight in lowered.values() for bits in weight.widths)
+    return _Products(blobs_of(lowered), widths)
 
 
 def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverter) -> None:
@@ -68,18 +104,19 @@ def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverte
     _fold(graph.model)
     multiply_sums(graph.model)
     tabulate(graph, shapes, seq, weights)
-    for rewrite in shapes.rewrites:
-        rewrite(graph.model)
     if shapes.dtype == "float16":
         write_out_softplus(graph.model)
-        _fold(graph.model)
-        bound_exponents(graph.model)
     _fold(graph.model)
-    compute_in(graph, dtype, weights)
+    for rewrite in shapes.rewrites:
+        rewrite(graph.model)
+        _fold(graph.model)
+    compute_in(graph, dtype, weights, shapes.wide_ops)
     _fold(graph.model)
     _refuse_dynamic(graph.model.graph)
     if shapes.update == "in_graph":
-        prove_state_order(graph)
+        # What is replaced as a whole goes to memory of its own.
+        appended = tuple(spec for spec in graph.layout if spec.growth == "append")
+        prove_state_order(Graph(graph.model, StateLayout(appended)))
 
 
 def _unpack(graph: ir.Graph, dtype: ir.DataType, weights: WeightConverter) -> None:
@@ -118,9 +155,12 @@ def _refuse_dynamic(graph: ir.Graph) -> None:
             )
 
 
-def _blobs(graph: ir.Graph, weights: WeightConverter) -> dict[str, Blob]:
-    return {
+def _blobs(graph: ir.Graph, weights: WeightConverter, products: _Products) -> dict[str, Blob]:
+    """But for those of the products."""
+    found = {
         name: weights.blob_of(value.const_value)
         for name, value in graph.initializers.items()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
+    packed = {blob.path for blob in products.blobs.values()}
+    return {name: blob for name, blob in found.items() if blob.path not in packed}

@@ -3,6 +3,8 @@ all. Integers, booleans and int8 caches stay as they are, and logits are float32
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import onnx_ir as ir
 
 from edgewright.export.graph import LOGITS, Graph
@@ -20,15 +22,17 @@ _STATE_TYPES = {
 }
 
 
-def compute_in(graph: Graph, dtype: ir.DataType, weights: WeightConverter) -> None:
+def compute_in(
+    graph: Graph, dtype: ir.DataType, weights: WeightConverter, wide: Set[str] = frozenset()
+) -> None:
     """Requires that every value's type is known. Ensures: no float type but `dtype`, except that of
-    logits, of states that are narrower and of what is made of positions alone; and no conversion
-    that changes nothing."""
+    logits, of states that are narrower, of what is made of positions alone and of the operators
+    named `wide`, which compute in float32; and no conversion that changes nothing."""
     model = graph.model.graph
     taken = {value.name: value for value in model.inputs}
     for spec in graph.layout:
         taken[spec.input_name].type = ir.TensorType(_STATE_TYPES[spec.dtype])
-    _Conversion(model, dtype, weights).run()
+    _Conversion(model, dtype, weights, wide).run()
     given = {value.name: value for value in model.outputs}
     types = {spec.output_name: _STATE_TYPES[spec.dtype] for spec in graph.layout}
     for name, wanted in {LOGITS: ir.DataType.FLOAT, **types}.items():
@@ -37,8 +41,11 @@ def compute_in(graph: Graph, dtype: ir.DataType, weights: WeightConverter) -> No
 
 
 class _Conversion:
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType, weights: WeightConverter) -> None:
+    def __init__(
+        self, graph: ir.Graph, dtype: ir.DataType, weights: WeightConverter, wide: Set[str]
+    ) -> None:
         self._graph = graph
+        self._wide = wide
         self._dtype = dtype
         self._weights = weights
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -63,7 +70,7 @@ class _Conversion:
         if values and self._positional.issuperset(values):
             self._positional.update(node.outputs)
             return ir.DataType.FLOAT
-        return self._dtype
+        return ir.DataType.FLOAT if node.op_type in self._wide else self._dtype
 
     def _convert(self, node: ir.Node, wanted: ir.DataType) -> None:
         """To a float type: to the one computed in. What then changes nothing goes."""

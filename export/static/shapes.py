@@ -9,7 +9,10 @@ from typing import Literal
 import onnx_ir as ir
 
 from edgewright.artifacts.states import StateLayout, Update
+from edgewright.custom_ops.static_node import StaticNode
 
+# None where the op's own static lowering is to be taken.
+Lowering = Callable[[StaticNode], ir.Function | None]
 ComputeDtype = Literal["float32", "float16"]
 
 
@@ -17,14 +20,20 @@ ComputeDtype = Literal["float32", "float16"]
 class StaticShapes:
     """One row at a time: `chunk` tokens of it in the prefill graph, one in the decode graph, and
     room for `capacity` of them in its states. Float states have the type that is computed in.
+    `wide_ops` are operators of the graph that compute in float32 all the same;
     `op_chunks` are the most tokens of a chunk where the graph has an op of ours by that name;
-    `rewrites` are for ops that the provider has but should not use; they see float32."""
+    `product_bits` are the widths in which packed products stay packed, as MatMulNBits;
+    `lowerings` are the provider's own, by our op's name; `rewrites` are for ops that the provider
+    has but should not use; they see float32."""
 
     chunk: int = 64
     capacity: int = 2048
     dtype: ComputeDtype = "float32"
     update: Update = "in_graph"
     op_chunks: Mapping[str, int] = field(default_factory=dict)
+    wide_ops: frozenset[str] = frozenset()
+    product_bits: tuple[int, ...] = ()
+    lowerings: Mapping[str, Lowering] = field(default_factory=dict)
     rewrites: tuple[Callable[[ir.Model], None], ...] = ()
 
     def within(self, max_context: int, ops: Iterable[str] = ()) -> StaticShapes:

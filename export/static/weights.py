@@ -36,7 +36,7 @@ class WeightConverter:
         key = (str(held.location), dtype)
         if key not in self._converted:
             values = np.memmap(self._path(held), dtype=held.dtype.numpy(), mode="r")
-            self._converted[key] = self._keep(self._writer.add_blob(_pieces(values, dtype, name)))
+            self._converted[key] = self.keep(self._writer.add_blob(_pieces(values, dtype, name)))
         return _external(self._converted[key], dtype, tuple(held.shape.numpy()), name)
 
     def unpacked(self, held: ir.ExternalTensor, rank: int, dtype: ir.DataType) -> ir.TensorProtocol:
@@ -50,17 +50,17 @@ class WeightConverter:
         key = (f"{held.location} unpacked", dtype)
         if key not in self._converted:
             pieces = (_bytes(_rounded(matrix.dequantised(), dtype, name)) for matrix in matrices)
-            self._converted[key] = self._keep(self._writer.add_blob(pieces))
+            self._converted[key] = self.keep(self._writer.add_blob(pieces))
         return _external(self._converted[key], dtype, shape, name)
 
     def large(self, values: NDArray[np.generic], name: str) -> ir.TensorProtocol:
         """A tensor of ours: a blob where it is large."""
         if values.nbytes <= _BLOB_BYTES:
             return ir.Tensor(values, name=name)
-        blob = self._keep(self._writer.add_blob([_bytes(values)]))
+        blob = self.keep(self._writer.add_blob([_bytes(values)]))
         return _external(blob, ir.DataType.from_numpy(values.dtype), values.shape, name)
 
-    def _keep(self, blob: Blob) -> Blob:
+    def keep(self, blob: Blob) -> Blob:
         self._blobs[blob.path] = blob
         return blob
 
