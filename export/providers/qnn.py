@@ -5,7 +5,7 @@ of ours, and no loop; an attention mask must be of floats, so attention is writt
 
 from edgewright.export.providers import Provider
 from edgewright.export.static import StaticShapes
-from edgewright.export.static.half_forms import write_out_sigmoid
+from edgewright.export.static.half_forms import bound_exponents, write_out_sigmoid
 
 # Snapdragon 8 Gen 2, 8 Gen 3, 8 Elite and X Elite.
 CHIPS = ("sm8550", "sm8650", "sm8750", "sc8380xp")
@@ -31,7 +31,10 @@ PROVIDERS = tuple(
         domains={"": _OPS},
         native_ops=False,
         static=StaticShapes(
-            dtype="float16", update="delta", op_chunks=_OP_CHUNKS, rewrites=(write_out_sigmoid,)
+            dtype="float16",
+            update="delta",
+            op_chunks=_OP_CHUNKS,
+            rewrites=(write_out_sigmoid, bound_exponents),
         ),
     )
     for chip in CHIPS

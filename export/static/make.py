@@ -14,7 +14,7 @@ from edgewright.custom_ops import DOMAIN
 from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
 from edgewright.export.state_order import prove_state_order
-from edgewright.export.static.half_forms import bound_exponents, write_out_softplus
+from edgewright.export.static.half_forms import write_out_softplus
 from edgewright.export.static.lowering import infer_shapes, lower_ops, set_sizes
 from edgewright.export.static.precision import compute_in
 from edgewright.export.static.rotations import tabulate
@@ -68,13 +68,12 @@ def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverte
     _fold(graph.model)
     multiply_sums(graph.model)
     tabulate(graph, shapes, seq, weights)
-    for rewrite in shapes.rewrites:
-        rewrite(graph.model)
     if shapes.dtype == "float16":
         write_out_softplus(graph.model)
-        _fold(graph.model)
-        bound_exponents(graph.model)
     _fold(graph.model)
+    for rewrite in shapes.rewrites:
+        rewrite(graph.model)
+        _fold(graph.model)
     compute_in(graph, dtype, weights)
     _fold(graph.model)
     _refuse_dynamic(graph.model.graph)
