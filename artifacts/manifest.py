@@ -18,7 +18,7 @@ from edgewright.artifacts.states import StateLayout
 from edgewright.artifacts.strict_json import WHOLE_LIMIT, Items, Range, Text
 
 FORMAT: Final = "edgewright-package"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MANIFEST_NAME = "manifest.json"
 BLOB_PREFIX = "shared_assets/sha256-"
 EVIDENCE_PREFIX = "evidence/"
@@ -35,6 +35,7 @@ ProviderName = Annotated[
 ]
 Release = Annotated[str, Text(32, r"[0-9]+(\.[0-9]+){1,3}", "a release such as 1.31")]
 GraphRole = Literal["step", "prefill", "decode"]
+NodeNames = Annotated[tuple[Line, ...], Items(0, 65536)]
 Option = (
     None | bool | Annotated[int, Range(-WHOLE_LIMIT, WHOLE_LIMIT)] | float | Line | tuple[Line, ...]
 )
@@ -110,6 +111,7 @@ class Variant:
     with the sizes that both are fixed to.
 
     `bits_per_weight` is the mean over all parameters as this variant has them, scales and all.
+    `fallback` names the nodes of each graph that the provider does not take: the processor does.
     """
 
     name: Name
@@ -125,6 +127,7 @@ class Variant:
     weight_dtypes: Annotated[tuple[Name, ...], Items(1, 64)]
     compute_dtype: Name
     static: StaticSizes | None = None
+    fallback: Annotated[Mapping[GraphRole, NodeNames], Items(0, 2)] = field(default_factory=dict)
 
     def paths(self) -> Iterator[str]:
         """Every file this variant needs, each once it is named."""
@@ -157,7 +160,7 @@ class Manifest:
     """What a package says about itself; `files` and `evidence` are filled in by the writer."""
 
     format: Literal["edgewright-package"] = FORMAT
-    version: Literal[3] = FORMAT_VERSION
+    version: Literal[4] = FORMAT_VERSION
     model: ModelInfo
     generation: GenerationDefaults
     tokenizer: Tokenizer | None
@@ -201,13 +204,13 @@ def _check_version(parsed: Json, source: str) -> None:
 
 def _upgraded(parsed: Json) -> Json:
     """Version 1 had the bits of the model alone: every variant kept the checkpoint's values. Up to
-    version 2 no graph was static."""
+    version 2 no graph was static, up to version 3 no node fell back."""
     if not isinstance(parsed, dict) or type(parsed.get("version")) is not int:
         return parsed
     model, variants = parsed.get("model"), parsed.get("variants")
-    if parsed["version"] not in (1, 2) or not isinstance(variants, list):
+    if parsed["version"] not in (1, 2, 3) or not isinstance(variants, list):
         return parsed
-    missing: dict[str, Json] = {"static": None}
+    missing: dict[str, Json] = {"static": None, "fallback": {}}
     if parsed["version"] == 1 and isinstance(model, dict) and "bits_per_weight" in model:
         missing["bits_per_weight"] = model["bits_per_weight"]
     added = [missing | variant if isinstance(variant, dict) else variant for variant in variants]

@@ -13,6 +13,7 @@ from edgewright.artifacts.package import Package
 
 _LABEL_WIDTH = 12
 _EVIDENCE_LIMIT_BYTES = 16 << 20
+_NODES_SHOWN = 5
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -102,6 +103,7 @@ class Summary:
             "ir_version": variant.ir_version,
             "onnxruntime_min": variant.onnxruntime_min,
             "libraries": [*sorted(variant.libraries)],
+            "fallback": {role: [*nodes] for role, nodes in sorted(variant.fallback.items())},
         }
 
 
@@ -249,6 +251,9 @@ def _variant_lines(variant: Variant, weight_bytes: int) -> Iterator[str]:
         f"ONNX Runtime {variant.onnxruntime_min} or newer, opset {variant.opset}, "
         f"IR {variant.ir_version}",
     )
+    for role, nodes in sorted(variant.fallback.items()):
+        named = ", ".join(nodes[:_NODES_SHOWN]) + (", ..." if len(nodes) > _NODES_SHOWN else "")
+        yield _row("", f"{role}: left to the processor, {_plural(len(nodes), 'node')}: {named}")
 
 
 def _provenance_lines(manifest: Manifest) -> Iterator[str]:

@@ -76,6 +76,12 @@ from edgewright.cli._progress import Progress
     show_default=True,
     help="How keys and values are kept; float16 halves the cache and rounds it, int8 quarters it.",
 )
+@click.option(
+    "--allow-fallback",
+    is_flag=True,
+    help="Leave nodes that a provider does not take to the processor, and list them in the"
+    " manifest; else they are an error.",
+)
 def command(
     checkpoint: str,
     out: str,
@@ -90,6 +96,7 @@ def command(
     resume: str | None,
     targets: tuple[str, ...],
     cache_dtype: str,
+    allow_fallback: bool,
 ) -> None:
     """Make a package of CHECKPOINT, a Hugging Face directory with config.json and safetensors.
 
@@ -127,6 +134,7 @@ def command(
             resume=resume,
             targets=[name for name in targets if name != "none"] if targets else None,
             cache_dtype=cache_dtype,
+            allow_fallback=allow_fallback,
             progress=progress,
             warn=progress.warn,
         )

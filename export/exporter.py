@@ -67,6 +67,7 @@ def export_checkpoint(
     resume: str | Path | None = None,
     targets: Sequence[str] | None = None,
     cache_dtype: str = "float32",
+    allow_fallback: bool = False,
     progress: Progress | None = None,
     warn: Warn | None = None,
 ) -> Package:
@@ -76,14 +77,16 @@ def export_checkpoint(
     checkpoint's own values. `method` and what follows it say how to get there: `text` is a file, a
     directory or "stdlib" to calibrate on, `resume` the folder where work that was interrupted goes
     on. `targets` are the machines to compile the op library for: this one when None, none when
-    empty. `progress(stage, done, total)` and `warn(message)` are told what happens on the way.
+    empty. A node that a provider does not take is an error, unless `allow_fallback` leaves it to
+    the processor. `progress(stage, done, total)` and `warn(message)` are told what happens on the
+    way.
     """
     quantize = None
     if bits is not None:
         quantize = QuantizeOptions.check(
             bits, method, block, outliers, seed, text=text, tokens=tokens, resume=resume
         )
-    options = ExportOptions.check(providers, targets, cache_dtype, quantize)
+    options = ExportOptions.check(providers, targets, cache_dtype, quantize, allow_fallback)
     with PackageWriter(out) as writer, ThreadPoolExecutor(1) as compiling:
         model = open_model(checkpoint, cache_dtype=options.cache_dtype)
         libraries = [compiling.submit(build, target) for target in options.targets]
@@ -116,7 +119,9 @@ def _write_package(
     tell("compiling kernels", 0, 1)
     paths = _write_libraries(libraries, writer)
     variants = tuple(
-        _write_variant(stored, provider, paths, model.config.max_context, writer)
+        _write_variant(
+            stored, provider, paths, model.config.max_context, writer, options.allow_fallback
+        )
         for provider in options.providers
     )
     package = writer.finish(
@@ -212,6 +217,7 @@ def _write_variant(
     libraries: Mapping[str, str],
     max_context: int,
     writer: PackageWriter,
+    allow_fallback: bool,
 ) -> Variant:
     lowered: Mapping[GraphRole, Stored] = {"step": stored}
     shapes = provider.static
@@ -221,10 +227,12 @@ def _write_variant(
         lowered = make_static(stored, shapes, writer)
     elif provider.lower is not None:
         lowered = {"step": provider.lower(stored, writer)}
+    foreign = {role: provider.foreign_nodes(each.graph.model) for role, each in lowered.items()}
+    if not allow_fallback:
+        provider.refuse([node for nodes in foreign.values() for node in nodes])
     graphs: dict[GraphRole, str] = {}
     for role, each in lowered.items():
         model = each.graph.model
-        provider.refuse_foreign_nodes(model)
         model.ir_version = provider.ir_version
         file = "model" if role == "step" else role
         graphs[role] = f"variants/{provider.variant_name}/{file}.onnx"
@@ -244,6 +252,7 @@ def _write_variant(
         weight_dtypes=one.dtypes,
         compute_dtype="float32" if shapes is None else shapes.dtype,
         static=None if shapes is None else StaticSizes(shapes.chunk, shapes.capacity),
+        fallback={role: tuple(nodes) for role, nodes in foreign.items() if nodes},
     )
 
 

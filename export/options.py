@@ -23,6 +23,7 @@ class ExportOptions:
     targets: tuple[str, ...]
     cache_dtype: CacheDtype
     quantize: QuantizeOptions | None
+    allow_fallback: bool = False
 
     @staticmethod
     def check(
@@ -30,6 +31,7 @@ class ExportOptions:
         targets: Sequence[str] | None,
         cache: str,
         quantize: QuantizeOptions | None,
+        allow_fallback: bool = False,
     ) -> ExportOptions:
         if not providers:
             raise ExportError("no provider was named; cpu is one")
@@ -46,12 +48,13 @@ class ExportOptions:
         chosen = (buildable_host(),) if targets is None else tuple(dict.fromkeys(targets))
         if not any(provider.native_ops for provider in found):
             chosen = ()
-        return ExportOptions(found, chosen, cache_dtype, quantize)
+        return ExportOptions(found, chosen, cache_dtype, quantize, allow_fallback)
 
     def as_provenance(self) -> Settings:
         return {
             "providers": tuple(provider.name for provider in self.providers),
             "targets": self.targets,
             "cache_dtype": self.cache_dtype,
+            "allow_fallback": self.allow_fallback,
             **({"bits": None} if self.quantize is None else self.quantize.as_settings()),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,6 +14,8 @@ from edgewright.artifacts import PackageWriter
 from edgewright.artifacts.errors import ExportError
 from edgewright.export.static import StaticShapes
 from edgewright.export.stored import Stored
+
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,31 @@ class Provider:
         """The name in words that a path may have."""
         return self.name.replace(":", "-")
 
-    def refuse_foreign_nodes(self, model: ir.Model) -> None:
-        """Placement is strict: a node the provider does not take is an error that names it."""
+    def foreign_nodes(self, model: ir.Model) -> list[str]:
+        """What the provider does not take of the graph: the nodes' names and ops."""
         if model.opset_imports[""] > self.opset:
             raise ExportError(
                 f"provider {self.name} takes opset {self.opset} at most; the graph is written in"
                 f" {model.opset_imports['']}"
             )
-        for node in model.graph.all_nodes():
-            taken = self.domains.get(node.domain, frozenset())
-            if taken is not None and node.op_type not in taken:
-                raise ExportError(
-                    f"provider {self.name} does not take node {node.name} ({node.domain}"
-                    f"{'::' if node.domain else ''}{node.op_type})"
-                )
+        return [
+            f"{node.name} ({node.domain}{'::' if node.domain else ''}{node.op_type})"
+            for node in model.graph.all_nodes()
+            if not self._takes(node)
+        ]
+
+    def refuse(self, foreign: Sequence[str]) -> None:
+        """Placement is strict: a node the provider does not take is an error that names it."""
+        if foreign:
+            named = ", ".join(foreign[:_NAMED]) + (", ..." if len(foreign) > _NAMED else "")
+            raise ExportError(
+                f"provider {self.name} does not take {len(foreign)} of the graph's nodes: {named};"
+                " --allow-fallback leaves such nodes to the processor"
+            )
+
+    def _takes(self, node: ir.Node) -> bool:
+        taken = self.domains.get(node.domain, frozenset())
+        return taken is None or node.op_type in taken
 
 
 def known_providers() -> list[str]:

@@ -70,10 +70,10 @@ STATE = ("variants", 0, "states", "specs", 0)
 WRONG_FIELDS: list[tuple[Edit, str]] = [
     (_set("format", to="something"), '"format" is not "edgewright-package"'),
     (_drop("format"), '"format" is not "edgewright-package"'),
-    (_set("version", to=4), "format version 4; this Edgewright reads up to 3"),
-    (_set("version", to=0), "version is 0; 3 is required"),
-    (_set("version", to=True), "version is true; 3 is required"),
-    (_set("version", to="1"), 'version is "1"; 3 is required'),
+    (_set("version", to=5), "format version 5; this Edgewright reads up to 4"),
+    (_set("version", to=0), "version is 0; 4 is required"),
+    (_set("version", to=True), "version is true; 4 is required"),
+    (_set("version", to="1"), 'version is "1"; 4 is required'),
     (_drop("version"), "version is missing"),
     (_drop("model"), "model is missing"),
     (_drop("model", "layers"), "model.layers is missing"),
@@ -204,7 +204,8 @@ def test_a_manifest_of_version_1_is_read(golden: Any) -> None:
     """It had the model's bits alone, and they were every variant's."""
     wanted = Manifest.from_bytes(_bytes(golden))
     golden["version"] = 1
-    del golden["variants"][0]["bits_per_weight"], golden["variants"][0]["static"]
+    for later in ("bits_per_weight", "static", "fallback"):
+        del golden["variants"][0][later]
     assert Manifest.from_bytes(_bytes(golden)) == wanted
 
 
@@ -212,7 +213,15 @@ def test_a_manifest_of_version_2_is_read(golden: Any) -> None:
     """Its graphs were made for any size."""
     wanted = Manifest.from_bytes(_bytes(golden))
     golden["version"] = 2
-    del golden["variants"][0]["static"]
+    del golden["variants"][0]["static"], golden["variants"][0]["fallback"]
+    assert Manifest.from_bytes(_bytes(golden)) == wanted
+
+
+def test_a_manifest_of_version_3_is_read(golden: Any) -> None:
+    """No node fell back."""
+    wanted = Manifest.from_bytes(_bytes(golden))
+    golden["version"] = 3
+    del golden["variants"][0]["fallback"]
     assert Manifest.from_bytes(_bytes(golden)) == wanted
 
 
