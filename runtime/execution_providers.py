@@ -25,12 +25,22 @@ class Plugin:
 
 @dataclass(frozen=True)
 class ExecutionProvider:
+    """`extra` is that of ours whose ONNX Runtime has this provider built in, on `system` alone if
+    that is given; such a one, as a plugin, may leave no node to the processor. `options` are the
+    provider's own."""
+
     name: str
     plugin: Plugin | None = None
+    extra: str | None = None
+    system: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     _registered: list[str] = field(default_factory=list, compare=False)
 
     def add_to(self, ort: Any, options: Any, provider: str) -> None:
-        """Only for a plugin: the providers that come with ONNX Runtime are named to the session."""
+        """What comes with ONNX Runtime is named to the session; a plugin is put in here."""
+        if self.extra is not None:
+            self._require_built_in(ort, provider)
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if self.plugin is None:
             return
         chip = provider.partition(":")[2]
@@ -43,6 +53,15 @@ class ExecutionProvider:
             raise SessionError(f"{provider}: {self.name} found no device on this machine")
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.add_provider_for_devices(devices, dict(self.plugin.chips[chip]))
+
+    def _require_built_in(self, ort: Any, provider: str) -> None:
+        if self.name not in ort.get_available_providers():
+            where = f" on {self.system}" if self.system else ""
+            raise SessionError(
+                f"{provider}: the onnxruntime {ort.__version__} that is installed has no"
+                f" {self.name}; install one that has with pip install 'edgewright[{self.extra}]'"
+                f"{where}"
+            )
 
     def _register(self, ort: Any) -> None:
         assert self.plugin is not None
@@ -81,10 +100,28 @@ _QNN = ExecutionProvider(
     ),
 )
 _CPU = ExecutionProvider("CPUExecutionProvider")
+_COREML = ExecutionProvider(
+    "CoreMLExecutionProvider",
+    extra="coreml",
+    system="macOS",
+    options={"ModelFormat": "MLProgram", "RequireStaticInputShapes": "1"},
+)
+_OPENVINO = ExecutionProvider(
+    "OpenVINOExecutionProvider",
+    extra="openvino",
+    # Else it computes in bfloat16 where the processor does.
+    options={"device_type": "CPU", "precision": "FP32"},
+)
 
 # In the order in which a variant is chosen when the caller names none; what is made for a chip is
 # run only where it is asked for.
-EXECUTION_PROVIDERS = {"cpu": _CPU, "cpu-portable": _CPU, "qnn": _QNN}
+EXECUTION_PROVIDERS = {
+    "cpu": _CPU,
+    "cpu-portable": _CPU,
+    "qnn": _QNN,
+    "coreml": _COREML,
+    "openvino": _OPENVINO,
+}
 
 
 def execution_provider(provider: str) -> ExecutionProvider | None:

@@ -22,7 +22,9 @@ _NAMED = 5
 class Provider:
     """`domains` maps each op domain to the op types it takes, or None for all of them. `lower`, if
     it is given, makes what it takes of the graph with our own ops and of that graph's weights;
-    `static` asks for a prefill and a decode graph of fixed shapes instead."""
+    `static` asks for a prefill and a decode graph of fixed shapes instead. `limit` says of a node
+    whose op is taken why it is not all the same. `notes` are what a user has to know of a variant,
+    each a line."""
 
     name: str
     opset: int
@@ -32,6 +34,8 @@ class Provider:
     native_ops: bool
     lower: Callable[[Stored, PackageWriter], Stored] | None = None
     static: StaticShapes | None = None
+    limit: Callable[[ir.Node], str | None] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def variant_name(self) -> str:
@@ -45,10 +49,11 @@ class Provider:
                 f"provider {self.name} takes opset {self.opset} at most; the graph is written in"
                 f" {model.opset_imports['']}"
             )
+        reasons = ((node, self._reason_against(node)) for node in model.graph.all_nodes())
         return [
-            f"{node.name} ({node.domain}{'::' if node.domain else ''}{node.op_type})"
-            for node in model.graph.all_nodes()
-            if not self._takes(node)
+            f"{node.name} ({node.domain}{'::' if node.domain else ''}{node.op_type}{reason})"
+            for node, reason in reasons
+            if reason is not None
         ]
 
     def refuse(self, foreign: Sequence[str]) -> None:
@@ -60,9 +65,13 @@ class Provider:
                 " --allow-fallback leaves such nodes to the processor"
             )
 
-    def _takes(self, node: ir.Node) -> bool:
+    def _reason_against(self, node: ir.Node) -> str | None:
+        """Empty where it is the op itself; None where the node is taken."""
         taken = self.domains.get(node.domain, frozenset())
-        return taken is None or node.op_type in taken
+        if taken is not None and node.op_type not in taken:
+            return ""
+        reason = self.limit(node) if self.limit is not None else None
+        return None if reason is None else f": {reason}"
 
 
 def known_providers() -> list[str]:

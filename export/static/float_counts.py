@@ -1,9 +1,11 @@
-"""Integers and booleans become float32, for a provider whose arithmetic is of floats alone: token ids
-and positions come in as floats, which tell them apart up to 16 million, and a comparison is 1 or 0."""
+"""Integers and booleans become float32, for a provider whose arithmetic is of floats alone: token
+ids and positions come in as floats, which tell them apart up to 16 million, and a comparison is 1
+or 0."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -46,10 +48,9 @@ class _Counts:
             value.type = ir.TensorType(ir.DataType.FLOAT)
 
     def _visit(self, node: ir.Node) -> None:
-        inputs = [value for value in node.inputs if value is not None]
-        if not any(value in self._was or value.dtype in _COUNTS for value in inputs):
-            return
-        if node.op_type in _OF_ALL or node.op_type in _OF_FIRST:
+        if not any(value is not None and self._is_count(value) for value in node.inputs):
+            self._keep(node)
+        elif node.op_type in _OF_ALL or node.op_type in _OF_FIRST:
             self._carry(node)
         elif node.op_type == "Where":
             self._choose(node)
@@ -62,6 +63,9 @@ class _Counts:
                 replace_node(self._graph, node, op, new)
                 if new.dtype in _COUNTS:
                     self._retype(new)
+
+    def _is_count(self, value: ir.Value) -> bool:
+        return value in self._was or value.dtype in _COUNTS
 
     def _carry(self, node: ir.Node) -> None:
         for place in range(len(node.inputs) if node.op_type in _OF_ALL else 1):
@@ -83,8 +87,6 @@ class _Counts:
             self._retype(value)
 
     def _form(self, op: Recorder, node: ir.Node) -> ir.Value | None:
-        if any(v not in self._was and not v.is_initializer() for v in node.inputs[1:2] if v):
-            return None
         match node.op_type:
             case "Cast":
                 return self._converted(op, node)
@@ -92,25 +94,10 @@ class _Counts:
                 return self._rows(op, node)
             case "GatherElements":
                 return self._picked(op, node)
-        values = [self._float(value) for value in node.inputs if value is not None]
-        match node.op_type, values:
-            case "And", [a, b]:
-                return op("Mul", a, b)
-            case "Or", [a, b]:
-                return op("Max", a, b)
-            case "Not", [a]:
-                return op("Sub", 1.0, a)
-            case "Less", [a, b]:
-                return op("Clip", op("Sub", b, a), 0.0, 1.0)
-            case "Greater", [a, b]:
-                return op("Clip", op("Sub", a, b), 0.0, 1.0)
-            case "LessOrEqual", [a, b]:
-                return op("Clip", op("Add", op("Sub", b, a), 1.0), 0.0, 1.0)
-            case "GreaterOrEqual", [a, b]:
-                return op("Clip", op("Add", op("Sub", a, b), 1.0), 0.0, 1.0)
-            case "Equal", [a, b]:
-                return _equal(op, a, b)
-        return None
+        values = [value for value in node.inputs if value is not None]
+        if node.op_type not in _FORMS or not all(self._is_count(value) for value in values):
+            return None
+        return _FORMS[node.op_type](op, *map(self._float, values))
 
     def _converted(self, op: Recorder, node: ir.Node) -> ir.Value | None:
         value, wanted = node.inputs[0], node.outputs[0].dtype
@@ -213,6 +200,10 @@ def _cast_node(value: ir.Value, dtype: ir.DataType) -> ir.Node:
     return cast
 
 
+def _positive(op: Recorder, whole: ir.Value) -> ir.Value:
+    return op("Clip", whole, 0.0, 1.0)
+
+
 def _equal(op: Recorder, a: ir.Value, b: ir.Value) -> ir.Value:
     difference = op("Sub", a, b)
     return op("Relu", op("Sub", 1.0, op("Mul", difference, difference)))
@@ -225,3 +216,15 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
 
 def _axis(node: ir.Node) -> int:
     return node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+
+
+_FORMS: dict[str, Callable[..., ir.Value]] = {
+    "And": lambda op, a, b: op("Mul", a, b),
+    "Or": lambda op, a, b: op("Max", a, b),
+    "Not": lambda op, a: op("Sub", 1.0, a),
+    "Less": lambda op, a, b: _positive(op, op("Sub", b, a)),
+    "Greater": lambda op, a, b: _positive(op, op("Sub", a, b)),
+    "LessOrEqual": lambda op, a, b: _positive(op, op("Add", op("Sub", b, a), 1.0)),
+    "GreaterOrEqual": lambda op, a, b: _positive(op, op("Add", op("Sub", a, b), 1.0)),
+    "Equal": _equal,
+}

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgewright.custom_ops.recorder import Recorder
 from edgewright.export.static.half_forms import replace_node
+from edgewright.export.static.weights import FLOATS
 
 _PLAIN_OPSET = 20
 
@@ -24,6 +25,26 @@ def write_plainly(model: ir.Model) -> None:
         new = form(op, node)
         if new is not None:
             replace_node(model.graph, node, op, new)
+
+
+def read_every_input(model: ir.Model) -> None:
+    """For a provider that counts the inputs it is given, and by mistake those alone that are read:
+    what is not is added, times zero, to one of its type and sizes. Ensures: all are read, where
+    there is such a one."""
+    graph = model.graph
+    for unread in [value for value in graph.inputs if not value.uses()]:
+        like = (unread.dtype, _sizes(unread))
+        read = next((v for v in graph.inputs if v.uses() and (v.dtype, _sizes(v)) == like), None)
+        if read is None:
+            continue
+        op = Recorder(prefix=f"{unread.name}_read_")
+        nothing = 0.0 if unread.dtype in FLOATS else 0
+        both = op("Add", read, op("Mul", unread, nothing))
+        both.type, both.shape = read.type, read.shape
+        for user, place in list(read.uses()):
+            if user is not both.producer():
+                user.replace_input_with(place, both)
+        graph.insert_before(graph[0], op.nodes)
 
 
 def declare_plain_opset(model: ir.Model) -> None:
@@ -44,7 +65,9 @@ def _reciprocal(op: Recorder, node: ir.Node) -> ir.Value:
     return op("Div", 1.0, _value(node))
 
 
-def _least(op: Recorder, node: ir.Node) -> ir.Value:
+def _least(op: Recorder, node: ir.Node) -> ir.Value | None:
+    if node.outputs[0].dtype not in FLOATS:
+        return None
     found, *others = (op("Mul", value, -1.0) for value in node.inputs if value is not None)
     for other in others:
         found = op("Max", found, other)
@@ -64,9 +87,10 @@ def _rms_norm(op: Recorder, node: ir.Node) -> ir.Value | None:
     """x / (m sqrt(mean((x / m)²) + epsilon / m²)), m the largest magnitude: no square is beyond
     float16, and none that counts beside epsilon is below it."""
     x, scale = _value(node), node.inputs[1]
-    if node.attributes["axis"].as_int() not in (-1, len(_sizes(x)) - 1) or scale is None:
+    if _integer(node, "axis", -1) not in (-1, len(_sizes(x)) - 1) or scale is None:
         return None
-    root = math.sqrt(node.attributes["epsilon"].as_float())
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    root = math.sqrt(epsilon)
     magnitude = op("Max", x, op("Mul", x, -1.0))
     largest = op("Max", op("ReduceMax", magnitude, (-1,), keepdims=1), 8 * root)
     part, small = op("Div", x, largest), op("Div", root, largest)
