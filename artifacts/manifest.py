@@ -112,6 +112,7 @@ class Variant:
 
     `bits_per_weight` is the mean over all parameters as this variant has them, scales and all.
     `fallback` names the nodes of each graph that the provider does not take: the processor does.
+    `notes` are what whoever runs it has to know, each a line.
     """
 
     name: Name
@@ -128,6 +129,7 @@ class Variant:
     compute_dtype: Name
     static: StaticSizes | None = None
     fallback: Annotated[Mapping[GraphRole, NodeNames], Items(0, 2)] = field(default_factory=dict)
+    notes: Annotated[tuple[Line, ...], Items(0, 16)] = ()
 
     def paths(self) -> Iterator[str]:
         """Every file this variant needs, each once it is named."""
@@ -204,13 +206,14 @@ def _check_version(parsed: Json, source: str) -> None:
 
 def _upgraded(parsed: Json) -> Json:
     """Version 1 had the bits of the model alone: every variant kept the checkpoint's values. Up to
-    version 2 no graph was static, up to version 3 no node fell back."""
+    version 2 no graph was static, up to version 3 no node fell back and
+    there were no notes."""
     if not isinstance(parsed, dict) or type(parsed.get("version")) is not int:
         return parsed
     model, variants = parsed.get("model"), parsed.get("variants")
     if parsed["version"] not in (1, 2, 3) or not isinstance(variants, list):
         return parsed
-    missing: dict[str, Json] = {"static": None, "fallback": {}}
+    missing: dict[str, Json] = {"static": None, "fallback": {}, "notes": []}
     if parsed["version"] == 1 and isinstance(model, dict) and "bits_per_weight" in model:
         missing["bits_per_weight"] = model["bits_per_weight"]
     added = [missing | variant if isinstance(variant, dict) else variant for variant in variants]

@@ -103,6 +103,7 @@ class Summary:
             "ir_version": variant.ir_version,
             "onnxruntime_min": variant.onnxruntime_min,
             "libraries": [*sorted(variant.libraries)],
+            "notes": [*variant.notes],
             "fallback": {role: [*nodes] for role, nodes in sorted(variant.fallback.items())},
         }
 
@@ -251,6 +252,8 @@ def _variant_lines(variant: Variant, weight_bytes: int) -> Iterator[str]:
         f"ONNX Runtime {variant.onnxruntime_min} or newer, opset {variant.opset}, "
         f"IR {variant.ir_version}",
     )
+    for note in variant.notes:
+        yield _row("", _line(note))
     for role, nodes in sorted(variant.fallback.items()):
         named = ", ".join(nodes[:_NODES_SHOWN]) + (", ..." if len(nodes) > _NODES_SHOWN else "")
         yield _row("", f"{role}: left to the processor, {_plural(len(nodes), 'node')}: {named}")

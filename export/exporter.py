@@ -252,6 +252,7 @@ def _write_variant(
         weight_dtypes=one.dtypes,
         compute_dtype="float32" if shapes is None else shapes.dtype,
         static=None if shapes is None else StaticSizes(shapes.chunk, shapes.capacity),
+        notes=provider.notes,
         fallback={role: tuple(nodes) for role, nodes in foreign.items() if nodes},
     )
 

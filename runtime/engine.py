@@ -186,7 +186,7 @@ def _open_session(
     session: OrtSession = ort.InferenceSession(
         graph,
         options,
-        providers=None if provider.plugin else [provider.name],
+        providers=None if provider.plugin else [(provider.name, dict(provider.options))],
         disabled_optimizers=_DISABLED_OPTIMIZERS,
         enable_fallback=0,  # a fallback prints, and tries the same thing again
     )

@@ -25,12 +25,15 @@ class Plugin:
 
 @dataclass(frozen=True)
 class ExecutionProvider:
-    """`extra` is that of ours whose ONNX Runtime has this provider built in; such a one, as a
-    plugin, may leave no node to the processor."""
+    """`extra` is that of ours whose ONNX Runtime has this provider built in, on `system` alone if
+    that is given; such a one, as a plugin, may leave no node to the processor. `options` are the
+    provider's own."""
 
     name: str
     plugin: Plugin | None = None
     extra: str | None = None
+    system: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     _registered: list[str] = field(default_factory=list, compare=False)
 
     @property
@@ -58,9 +61,11 @@ class ExecutionProvider:
 
     def _require_built_in(self, ort: Any, provider: str) -> None:
         if self.name not in ort.get_available_providers():
+            where = f" on {self.system}" if self.system else ""
             raise SessionError(
                 f"{provider}: the onnxruntime {ort.__version__} that is installed has no"
                 f" {self.name}; install one that has with pip install 'edgewright[{self.extra}]'"
+                f"{where}"
             )
 
     def _register(self, ort: Any) -> None:
@@ -100,6 +105,18 @@ _QNN = ExecutionProvider(
     ),
 )
 _CPU = ExecutionProvider("CPUExecutionProvider")
+_COREML = ExecutionProvider(
+    "CoreMLExecutionProvider",
+    extra="coreml",
+    system="macOS",
+    options={"ModelFormat": "MLProgram", "RequireStaticInputShapes": "1"},
+)
+_OPENVINO = ExecutionProvider(
+    "OpenVINOExecutionProvider",
+    extra="openvino",
+    # Else it computes in bfloat16 where the processor does.
+    options={"device_type": "CPU", "precision": "FP32"},
+)
 
 # In the order in which a variant is chosen when the caller names none; what is made for a chip is
 # run only where it is asked for.
@@ -107,8 +124,10 @@ EXECUTION_PROVIDERS = {
     "cpu": _CPU,
     "cpu-portable": _CPU,
     "qnn": _QNN,
-    "webgpu": ExecutionProvider("WebGpuExecutionProvider", extra="webgpu"),
+    "coreml": _COREML,
     "directml": ExecutionProvider("DmlExecutionProvider", extra="directml"),
+    "webgpu": ExecutionProvider("WebGpuExecutionProvider", extra="webgpu"),
+    "openvino": _OPENVINO,
 }
 
 

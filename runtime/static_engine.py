@@ -27,6 +27,10 @@ from edgewright.runtime.ort import Array, Binding, OrtSession, OrtValue, wrap
 
 StaticRole = Literal["prefill", "decode"]
 ROLES: tuple[StaticRole, ...] = ("prefill", "decode")
+_TOKEN_TYPES: Mapping[str, type[np.generic]] = {
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -117,4 +121,4 @@ class StaticEngine:
     @staticmethod
     def _token_type(session: OrtSession) -> type[np.generic]:
         types = {argument.name: argument.type for argument in session.get_inputs()}
-        return np.int32 if types["input_ids"] == "tensor(int32)" else np.int64
+        return _TOKEN_TYPES.get(types["input_ids"], np.int64)

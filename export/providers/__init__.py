@@ -74,8 +74,8 @@ class Provider:
             return ""
         types = self.types.get(node.op_type, self.types.get(""))
         values = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        for value in (*values, *node.outputs) if types is not None else ():
-            if value.dtype is not None and value.dtype not in types:
+        for value in (*values, *node.outputs):
+            if types is not None and value.dtype is not None and value.dtype not in types:
                 return f" of {value.dtype.name.lower()} values"
         reason = self.limit(node) if self.limit is not None else None
         return None if reason is None else f": {reason}"

@@ -42,7 +42,7 @@ def write_out_softplus(model: ir.Model) -> None:
         for term in (1 / 7, 1 / 5, 1 / 3):
             series = op("Mul", op("Add", series, term), square)
         log = op("Mul", op("Mul", op("Add", series, 1.0), z), 2.0)
-        _replace(model.graph, node, op, op("Add", op("Relu", x), log))
+        replace_node(model.graph, node, op, op("Add", op("Relu", x), log))
 
 
 def write_out_sigmoid(model: ir.Model) -> None:
@@ -53,14 +53,15 @@ def write_out_sigmoid(model: ir.Model) -> None:
             continue
         op = Recorder(prefix=f"{node.name}_sigmoid_")
         power = op("Exp", op("Min", op("Neg", node.inputs[0]), 11.0))
-        _replace(model.graph, node, op, op("Reciprocal", op("Add", power, 1.0)))
+        replace_node(model.graph, node, op, op("Reciprocal", op("Add", power, 1.0)))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, op: Recorder, new: ir.Value) -> None:
+def replace_node(graph: ir.Graph, node: ir.Node, op: Recorder, new: ir.Value) -> None:
+    """The nodes recorded, in the place of one whose output `new` is."""
     old = node.outputs[0]
     graph.insert_before(node, op.nodes)
     new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     new.name, old.name = old.name, f"{old.name}_replaced"
     graph.remove(node, safe=True)
 

@@ -15,6 +15,7 @@ _CONVERSIONS = ("Cast", "CastLike")
 
 
 _POSITIONS = ("start", "length")
+_IDS = ("input_ids", "logit_index")
 _STATE_TYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -50,7 +51,11 @@ class _Conversion:
         self._weights = weights
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         # float16 tells positions apart up to 2048 alone.
-        self._positional = {value for value in graph.inputs if value.name in _POSITIONS}
+        self._positional = {
+            value
+            for value in graph.inputs
+            if value.name in _POSITIONS or (value.name in _IDS and value.dtype in FLOATS)
+        }
 
     def run(self) -> None:
         for node in list(self._graph):
@@ -67,7 +72,8 @@ class _Conversion:
 
     def _wanted_of(self, node: ir.Node) -> ir.DataType:
         values = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        if values and self._positional.issuperset(values):
+        rows = node.op_type == "MatMul" and any(_is_blob(value) for value in node.inputs)
+        if values and self._positional.issuperset(values) and not rows:
             self._positional.update(node.outputs)
             return ir.DataType.FLOAT
         return ir.DataType.FLOAT if node.op_type in self._wide else self._dtype
@@ -120,6 +126,10 @@ class _Conversion:
         made.name, made.shape, made.type = name, value.shape, ir.TensorType(dtype)
         self._graph.insert_before(reader, cast)
         return made
+
+
+def _is_blob(value: ir.Value | None) -> bool:
+    return value is not None and isinstance(value.const_value, ir.ExternalTensor)
 
 
 def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:

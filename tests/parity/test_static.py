@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from edgewright.export import export_checkpoint
+from edgewright.export.providers import Provider, find_provider
 from edgewright.export.static import StaticShapes
 from edgewright.runtime import Session
 from tests import model_zoo as zoo
@@ -18,6 +20,11 @@ from tests.parity.check_package import check
 FULL = static_cpu("full", StaticShapes(chunk=16, capacity=60))
 DELTA = static_cpu("delta", StaticShapes(chunk=16, capacity=60, update="delta"))
 HALF = static_cpu("half", StaticShapes(chunk=16, capacity=60, dtype="float16", update="delta"))
+
+_COREML = find_provider("coreml")
+assert _COREML.static is not None
+# Its graphs, and no node that it would not take: on the processor, as there is no Mac.
+COREML = replace(_COREML, name="cpu:coreml", static=replace(_COREML.static, chunk=16, capacity=60))
 
 # One of each mixer, of each way to route, and of each way to place positions.
 EXACT = [
@@ -55,16 +62,17 @@ def test_float32_equals_transformers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_float16_errs_like_torch(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [HALF, COREML], ids=["plain", "coreml"])
+def test_float16_errs_like_torch(half: Provider, name: str, tmp_path: Path) -> None:
     """At most twice torch's own error in float16; the same choice where that cannot change it."""
     checkpoint = zoo.write_checkpoint(name, tmp_path, "float16")
-    with offered(HALF) as (provider,):
+    with offered(half) as (provider,):
         package = export_checkpoint(checkpoint, tmp_path / "package", (provider,))
     ids = zoo.prompt(name, 41)
     exact = zoo.reference_logits(checkpoint, ids)
     with torch.no_grad():
-        half = zoo.reference_model(checkpoint).half()
-        rounded = half(torch.tensor([ids]), use_cache=False).logits[0].float()
+        model = zoo.reference_model(checkpoint).half()
+        rounded = model(torch.tensor([ids]), use_cache=False).logits[0].float()
     zoo.reference_model.cache_clear()
     session = Session.open(package.root, provider)
     assert {spec.dtype for spec in package.manifest.variants[0].states} == {"float16"}
