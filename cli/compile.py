@@ -32,13 +32,20 @@ def command(package: str, provider: str | None, seconds: float | None) -> None:
       edgewright compile llama.pkg --provider qnn:sm8650
     """
     from edgewright.artifacts import Package
+    from edgewright.artifacts.errors import SessionError
     from edgewright.artifacts.summary import size_text
     from edgewright.runtime.compiling import compilable, compile_variant
 
     progress = Progress()
     opened = Package.open(package)
     try:
-        for variant in compilable(opened, provider):
+        variants = compilable(opened, provider)
+        if not variants:
+            raise SessionError(
+                f"{package}: no variant for {provider or 'a chip'} to compile; it has"
+                f" {', '.join(each.provider for each in opened.manifest.variants)}"
+            )
+        for variant in variants:
             opened = compile_variant(opened, variant, seconds=seconds, progress=progress)
             compiled = opened.manifest.variant(variant.name).compiled
             assert compiled is not None

@@ -76,6 +76,12 @@ from edgewright.cli._progress import Progress
     show_default=True,
     help="How keys and values are kept; float16 halves the cache and rounds it, int8 quarters it.",
 )
+@click.option(
+    "--compile",
+    "compile_ahead",
+    is_flag=True,
+    help="Compile the graphs for a chip ahead, as `edgewright compile` does later.",
+)
 def command(
     checkpoint: str,
     out: str,
@@ -90,6 +96,7 @@ def command(
     resume: str | None,
     targets: tuple[str, ...],
     cache_dtype: str,
+    compile_ahead: bool,
 ) -> None:
     """Make a package of CHECKPOINT, a Hugging Face directory with config.json and safetensors.
 
@@ -108,10 +115,13 @@ def command(
       edgewright export Llama-3.2-1B -o llama.pkg --target linux-aarch64 --target linux-x86_64
     """
     from edgewright.export import export_checkpoint
+    from edgewright.runtime.compiling import compilable, compile_variant, require_plugin
 
     if bits is None and (text is not None or tokens is not None or method != "auto" or resume):
         raise click.UsageError("--method, --text, --tokens and --resume go with --bits.")
     progress, began = Progress(), time.monotonic()
+    for provider in providers if compile_ahead else ():
+        require_plugin(provider)
     try:
         package = export_checkpoint(
             checkpoint,
@@ -130,6 +140,14 @@ def command(
             progress=progress,
             warn=progress.warn,
         )
+        for variant in compilable(package):
+            if compile_ahead:
+                package = compile_variant(package, variant, progress=progress)
+            else:
+                progress.warn(
+                    f"{variant.provider}: no binary was compiled ahead; `edgewright compile"
+                    f" {out}` adds it"
+                )
     finally:
         progress.finish()
     model = package.manifest.model

@@ -1,5 +1,5 @@
-"""A graph and a plugin's options go in; a context binary, read back once, comes out beside a report.
-Run in a process of its own by runtime/compiling.py, because a plugin may end the one it is in."""
+"""A graph and a provider go in; a context binary, read back once, and a report come out. Run in a
+process of its own by runtime/compiling.py, because a plugin may end the one it is in."""
 
 from __future__ import annotations
 

@@ -29,17 +29,11 @@ _SECONDS, _SECONDS_PER_MB = 600.0, 1.0
 
 def compilable(package: Package, provider: str | None = None) -> tuple[Variant, ...]:
     """The variants that are for a chip, or the one for the provider asked for."""
-    found = [
+    return tuple(
         variant
         for variant in package.manifest.variants
         if _plugin_of(variant.provider) is not None and provider in (None, variant.provider)
-    ]
-    if not found:
-        has = ", ".join(variant.provider for variant in package.manifest.variants)
-        raise SessionError(
-            f"{package.root}: nothing to compile for {provider or 'a chip'}; the package has {has}"
-        )
-    return tuple(found)
+    )
 
 
 def require_plugin(provider: str) -> None:

@@ -66,9 +66,8 @@ class StaticEngine:
         graphs = {role: package.read_verified(variant.graphs[role]) for role in ROLES}
         sessions: dict[StaticRole, OrtSession] = {}
         for role, graph in graphs.items():
-            if variant.compiled is not None:
-                graph = compiled_graph(package, variant, role)
-            sessions[role], kernels = open_graph(package, variant, graph, count, role)
+            compiled = variant.compiled and compiled_graph(package, variant, role)
+            sessions[role], kernels = open_graph(package, variant, compiled or graph, count, role)
             check_interface(sessions[role], variant, role)
         return cls(
             sessions=sessions,

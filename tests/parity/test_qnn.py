@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from edgewright.artifacts import Package
 from edgewright.artifacts.errors import SessionError
 from edgewright.export import export_checkpoint
-from edgewright.export.providers import find_provider
 from edgewright.runtime import Session
 from edgewright.runtime.execution_providers import EXECUTION_PROVIDERS
 from tests import model_zoo as zoo
@@ -22,6 +23,7 @@ from tests import model_zoo as zoo
 QNN_PYTHON = os.environ.get("EDGEWRIGHT_QNN_PYTHON")
 MODELS = ["llama", "minicpm3", "mamba", "bamba", "qwen3.5-text"]
 TOKENS, PROMPT = 20, 13
+CHIPS = ("qnn:sm8650", "qnn:sm8750")
 
 _RUN = """
 import sys, numpy as np
@@ -53,24 +55,39 @@ def test_a_missing_plugin_names_its_extra(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_htp_errs_like_torch(name: str, tmp_path: Path) -> None:
     """In float16, strictly placed: at most twice torch's error; its choices where it is sure."""
-    assert QNN_PYTHON is not None
     checkpoint = zoo.write_checkpoint(name, tmp_path, "float16")
-    provider = find_provider("qnn:sm8650").name
-    package = export_checkpoint(checkpoint, tmp_path / "package", (provider,))
-    ids, out = zoo.prompt(name, TOKENS), tmp_path / "found.npy"
-    listed = ",".join(map(str, ids))
-    subprocess.run(
-        [QNN_PYTHON, "-c", _RUN, str(package.root), provider, listed, str(out), str(PROMPT)],
-        check=True,
-    )
+    package = export_checkpoint(checkpoint, tmp_path / "package", CHIPS)
+    ids = zoo.prompt(name, TOKENS)
     exact = zoo.reference_logits(checkpoint, ids)[PROMPT - 1 :]
     with torch.no_grad():
         half = zoo.reference_model(checkpoint).half()
         rounded = half(torch.tensor([ids]), use_cache=False).logits[0].float()[PROMPT - 1 :]
     zoo.reference_model.cache_clear()
-    found = torch.from_numpy(np.load(out))
     allowed = 2 * zoo.error(rounded, exact)
-    assert zoo.error(found, exact) <= allowed
     best = exact.topk(2).values
     sure = best[:, 0] - best[:, 1] > allowed * max(1.0, float(exact.std()))
-    assert bool((found.argmax(-1) == exact.argmax(-1))[sure].all())
+    at_once = {chip: _run(package, chip, ids, tmp_path) for chip in CHIPS}
+    _compile(package)
+    for chip in CHIPS:
+        ahead = _run(package, chip, ids, tmp_path)
+        for found in (at_once[chip], ahead):
+            assert zoo.error(found, exact) <= allowed
+            assert bool((found.argmax(-1) == exact.argmax(-1))[sure].all())
+
+
+def _run(package: Package, provider: str, ids: Sequence[int], folder: Path) -> torch.Tensor:
+    assert QNN_PYTHON is not None
+    out, listed = folder / "found.npy", ",".join(map(str, ids))
+    subprocess.run(
+        [QNN_PYTHON, "-c", _RUN, str(package.root), provider, listed, str(out), str(PROMPT)],
+        check=True,
+    )
+    return torch.from_numpy(np.load(out))
+
+
+def _compile(package: Package) -> None:
+    assert QNN_PYTHON is not None
+    command = [QNN_PYTHON, "-m", "edgewright.cli", "compile", str(package.root)]
+    subprocess.run(command, check=True)
+    opened = Package.open(package.root, verify=True)
+    assert all(opened.manifest.variant(name.replace(":", "-")).compiled for name in CHIPS)
