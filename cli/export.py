@@ -115,10 +115,16 @@ def command(
       edgewright export Llama-3.2-1B -o llama.pkg --target linux-aarch64 --target linux-x86_64
     """
     from edgewright.export import export_checkpoint
+    from edgewright.export.providers import find_provider
     from edgewright.runtime.compiling import compilable, compile_variant, require_plugin
 
-    if bits is None and (text is not None or tokens is not None or method != "auto" or resume):
-        raise click.UsageError("--method, --text, --tokens and --resume go with --bits.")
+    if bits is None and (method != "auto" or resume):
+        raise click.UsageError("--method and --resume go with --bits.")
+    integers = any(find_provider(name).computes_in_integers for name in providers)
+    if bits is None and not integers and (text is not None or tokens is not None):
+        raise click.UsageError(
+            "--text and --tokens go with --bits, or a provider that computes in integers."
+        )
     progress, began = Progress(), time.monotonic()
     for provider in providers if compile_ahead else ():
         require_plugin(provider)

@@ -36,6 +36,10 @@ class Provider:
         """The name in words that a path may have."""
         return self.name.replace(":", "-")
 
+    @property
+    def computes_in_integers(self) -> bool:
+        return self.static is not None and self.static.quantise is not None
+
     def refuse_foreign_nodes(self, model: ir.Model) -> None:
         """Placement is strict: a node the provider does not take is an error that names it."""
         if model.opset_imports[""] > self.opset:

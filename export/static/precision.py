@@ -6,6 +6,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgewright.export.graph import LOGITS, Graph
+from edgewright.export.static.marks import is_marked
 from edgewright.export.static.weights import FLOATS, WeightConverter
 
 # The type a conversion is to: an attribute, or the second input's.
@@ -22,8 +23,8 @@ _STATE_TYPES = {
 
 def compute_in(graph: Graph, dtype: ir.DataType, weights: WeightConverter) -> None:
     """Requires that every value's type is known. Ensures: no float type but `dtype`, except that of
-    logits, of states that are narrower and of what is made of positions alone; and no conversion
-    that changes nothing."""
+    logits, of states that are narrower, and of what marked nodes compute or is made of positions
+    alone; and no conversion that changes nothing."""
     model = graph.model.graph
     taken = {value.name: value for value in model.inputs}
     for spec in graph.layout:
@@ -42,8 +43,7 @@ class _Conversion:
         self._dtype = dtype
         self._weights = weights
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        # float16 tells positions apart up to 2048 alone.
-        self._positional = {value for value in graph.inputs if value.name in _POSITIONS}
+        self._positional = positional_values(graph)
 
     def run(self) -> None:
         for node in list(self._graph):
@@ -59,9 +59,7 @@ class _Conversion:
                     value.type = ir.TensorType(wanted)
 
     def _wanted_of(self, node: ir.Node) -> ir.DataType:
-        values = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        if values and self._positional.issuperset(values):
-            self._positional.update(node.outputs)
+        if is_marked(node) or _is_positional(node, self._positional):
             return ir.DataType.FLOAT
         return self._dtype
 
@@ -70,6 +68,9 @@ class _Conversion:
         (output,), value = node.outputs, node.inputs[0]
         assert value is not None and output.dtype is not None
         dtype = wanted if output.dtype in FLOATS else output.dtype
+        if output.dtype == ir.DataType.FLOAT and _is_weight(value):
+            if all(is_marked(use.node) for use in output.uses()):
+                return  # it is quantised from the values that the checkpoint has
         if value.is_initializer() and value.dtype in FLOATS and dtype in FLOATS:
             value = self._as(value, dtype, node)
         if value.dtype == dtype and not output.is_graph_output():
@@ -91,7 +92,7 @@ class _Conversion:
         if (value, dtype) not in self._made:
             made = (
                 self._initializer(value, dtype)
-                if value.is_initializer()
+                if value.is_initializer() and not (is_marked(reader) and _is_weight(value))
                 else self._cast(value, dtype, reader)
             )
             self._made[value, dtype] = made
@@ -113,6 +114,24 @@ class _Conversion:
         made.name, made.shape, made.type = name, value.shape, ir.TensorType(dtype)
         self._graph.insert_before(reader, cast)
         return made
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.is_initializer() and isinstance(value.const_value, ir.ExternalTensor)
+
+
+def positional_values(graph: ir.Graph) -> set[ir.Value]:
+    """What is made of positions alone: float16 tells those apart up to 2048 alone."""
+    found = {value for value in graph.inputs if value.name in _POSITIONS}
+    for node in graph:
+        if _is_positional(node, found):
+            found.update(node.outputs)
+    return found
+
+
+def _is_positional(node: ir.Node, positional: set[ir.Value]) -> bool:
+    values = [v for v in node.inputs if v is not None and not v.is_initializer()]
+    return bool(values) and positional.issuperset(values)
 
 
 def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
