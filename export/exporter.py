@@ -75,9 +75,10 @@ def export_checkpoint(
 
     `bits` is the mean over all parameters as they are stored, everything included; None keeps the
     checkpoint's own values. `method` and what follows it say how to get there: `text` is a file, a
-    directory or "stdlib" to calibrate on, as do providers that compute in integers, `resume` the folder where work that was interrupted goes
-    on. `targets` are the machines to compile the op library for: this one when None, none when
-    empty. `progress(stage, done, total)` and `warn(message)` are told what happens on the way.
+    directory or "stdlib" to calibrate on, as providers that compute in integers do too; `resume` is
+    the folder where work that was interrupted goes on. `targets` are the machines to compile the op
+    library for: this one when None, none when empty. `progress(stage, done, total)` and
+    `warn(message)` are told what happens on the way.
     """
     quantize = None
     if bits is not None:

@@ -38,15 +38,13 @@ _IN_FLOATS = frozenset({"CausalConv", "GatedDelta", "RoutedExperts", "SelectiveS
 
 def _provider(name: str, quantise: Quantisation | None = None) -> Provider:
     rewrites = (write_out_sigmoid,) if quantise is None else (write_out_sigmoid, write_out_rotation)
-    integers = (
-        frozenset() if quantise is None else {"DequantizeLinear", "QuantizeLinear", "Sigmoid"}
-    )
+    quantised = {"DequantizeLinear", "QuantizeLinear", "Sigmoid"} if quantise else set()
     return Provider(
         name=name,
         opset=23,
         ir_version=10,
         onnxruntime_min="1.31",
-        domains={"": _OPS | integers},
+        domains={"": _OPS | quantised},
         native_ops=False,
         static=StaticShapes(
             dtype="float16",

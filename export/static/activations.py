@@ -1,8 +1,8 @@
-"""Static graphs and rows of tokens go in; between which values each float of theirs lies comes out.
+"""Static graphs and rows of tokens go in; between what each of their floats lies comes out.
 
-A row is read as a session would: chunk by chunk, its last tokens one by one. Ranges are those of the
-least and the greatest value, made wider by an eighth: 16 bits have steps to spare, and what lies
-beyond a range is cut off.
+A row is read as a session would: chunk by chunk, its last tokens one by one. A range goes from the
+least value to the greatest, and is made wider by an eighth: 16 bits have steps to spare, and what
+lies beyond a range is cut off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgewright.artifacts.errors import ExportError
 from edgewright.artifacts.manifest import GraphRole
 from edgewright.artifacts.states import StateLayout
 from edgewright.export.graph import Graph
-from edgewright.export.static.marks import is_marked
+from edgewright.export.static.marks import constant_of, is_marked
 from edgewright.export.static.shapes import StaticShapes
 from edgewright.runtime.ort import EXTERNAL_DATA, OrtSession, load_onnxruntime
 
@@ -75,16 +75,15 @@ def measured(graph: ir.Graph) -> list[ir.Value]:
     found: dict[ir.Value, None] = {}
     for node in graph:
         if is_marked(node):
-            found |= dict.fromkeys(v for v in (*node.inputs, *node.outputs) if _is_float(v))
+            values = (value for value in (*node.inputs, *node.outputs) if value is not None)
+            found |= dict.fromkeys(filter(_is_float, values))
     return list(found)
 
 
-def _is_float(value: ir.Value | None) -> bool:
-    if value is None or value.dtype != ir.DataType.FLOAT or value.is_initializer():
+def _is_float(value: ir.Value) -> bool:
+    if value.dtype != ir.DataType.FLOAT or value.is_initializer():
         return False
-    maker = value.producer()
-    # A weight that is converted first is none of the values that flow.
-    return not (maker and maker.op_type == "Cast" and maker.inputs[0].is_initializer())  # type: ignore[union-attr]
+    return constant_of(value) is None
 
 
 def _read(
@@ -142,21 +141,12 @@ class _Probe:
         session = ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return cls(
-            session,
-            names,
-            watched,
-            np.zeros(len(watched), np.float32),
-            np.zeros(len(watched), np.float32),
-        )
+        least, most = np.zeros((2, len(watched)), np.float32)
+        return cls(session, names, watched, least, most)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        wanted = [
-            *self.names,
-            *(_LEAST + name for name in self.watched),
-            *(_MOST + name for name in self.watched),
-        ]
-        given = self.session.run(wanted, feeds)
+        ends = [end + name for end in (_LEAST, _MOST) for name in self.watched]
+        given = self.session.run([*self.names, *ends], feeds)
         count = len(self.names)
         values = np.array(given[count:], np.float32).reshape(2, -1)
         self.least, self.most = np.minimum(self.least, values[0]), np.maximum(self.most, values[1])

@@ -48,7 +48,8 @@ def write_out_softplus(model: ir.Model) -> None:
 
 def write_out_sigmoid(model: ir.Model) -> None:
     """1 / (1 + exp(-x)), for a provider whose own operator is right to a thousandth alone, which is
-    many times a small value; in integers it is right. exp of 11 is the largest whole power in float16."""
+    many times a small value; in integers it is right. exp of 11 is the largest whole power in
+    float16."""
     for node in list(model.graph):
         if node.op_type != "Sigmoid" or node.inputs[0] is None or is_marked(node):
             continue
@@ -78,6 +79,8 @@ def _rotated(op: Recorder, node: ir.Node) -> ir.Value | None:
         return None
     assert x.shape is not None
     sizes = tuple(int(size) for size in x.shape.numpy())
+    by_head: tuple[int, ...]
+    turns: tuple[int, ...]
     if len(sizes) == 3:  # [B, S, heads * D]
         heads = numbers["num_heads"]
         by_head = (*sizes[:2], heads, sizes[2] // heads)

@@ -1,4 +1,4 @@
-"""Which nodes compute in 16-bit integers: marked where they are recorded, settled before types are."""
+"""Which nodes compute in 16-bit integers: marked where they are recorded, settled later."""
 
 from __future__ import annotations
 

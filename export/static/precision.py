@@ -68,9 +68,9 @@ class _Conversion:
         (output,), value = node.outputs, node.inputs[0]
         assert value is not None and output.dtype is not None
         dtype = wanted if output.dtype in FLOATS else output.dtype
-        if output.dtype == ir.DataType.FLOAT and _is_weight(value):
-            if all(is_marked(use.node) for use in output.uses()):
-                return  # it is quantised from the values that the checkpoint has
+        readers = [use.node for use in output.uses()]
+        if output.dtype == ir.DataType.FLOAT and _is_weight(value) and all(map(is_marked, readers)):
+            return  # it is quantised from the values that the checkpoint has
         if value.is_initializer() and value.dtype in FLOATS and dtype in FLOATS:
             value = self._as(value, dtype, node)
         if value.dtype == dtype and not output.is_graph_output():

@@ -1,10 +1,11 @@
-"""A graph with marked nodes and the ranges of its values go in; the same graph, with the marked nodes
-between QuantizeLinear and DequantizeLinear, comes out.
+"""A graph with marked nodes and the ranges of its values go in; the same graph, with the marked
+nodes between QuantizeLinear and DequantizeLinear, comes out.
 
-Values are unsigned 16-bit integers, one scale for each tensor. Matrices that are multiplied with are
-symmetric integers of 8 or 4 bits, one scale for each row. The second operand of a product of two
-values is a signed 16-bit integer without a zero point: Qualcomm's HTP takes an unsigned one for 8
-bits, and splits a signed one into two bytes, of which the upper is cut off beyond 127.
+Values are unsigned 16-bit integers, one scale for each tensor. Matrices that are multiplied with
+are symmetric integers of 8 or 4 bits, one scale for each row: with one for each block, Qualcomm's
+HTP gives something else. The second operand of a product of two values is a signed 16-bit integer
+without a zero point: the HTP takes an unsigned one for 8 bits, and rounds a signed one to two
+bytes, of which the upper is cut off beyond 127.
 """
 
 from __future__ import annotations
@@ -67,16 +68,15 @@ class _Quantiser:
         for value in measured(self._graph):
             self._pass_through(value)
         for node in self._nodes:
-            for place, value in enumerate(node.inputs):
-                if value is None or value.dtype != ir.DataType.FLOAT:
+            for place, read in enumerate(node.inputs):
+                if read is None or read.dtype != ir.DataType.FLOAT:
                     continue
-                held = constant_of(value)
+                held, is_second = constant_of(read), node.op_type in PRODUCTS and place == 1
                 if held is not None:
-                    is_matrix = node.op_type in PRODUCTS and place == 1
-                    made = self._matrix(node, held) if is_matrix else self._constant(node, value)
+                    made = self._matrix(node, held) if is_second else self._constant(node, read)
                     node.replace_input_with(place, made)
-                elif node.op_type in PRODUCTS and place == 1:
-                    node.replace_input_with(place, self._as_signed(value, node))
+                elif is_second:
+                    node.replace_input_with(place, self._as_signed(read))
 
     def _joined(self, ranges: Mapping[str, Range]) -> dict[ir.Value, Range]:
         """Of each group, by its first value; every range has 0 in it, so that it is exact."""
@@ -93,19 +93,17 @@ class _Quantiser:
             shares = maker is not None and is_marked(maker) and maker.op_type in _SHARES
             widen(value, *((0.0, 1.0) if shares else ranges[str(value.name)]))
         for node in self._nodes:
-            for place, value in enumerate(node.inputs):
-                held = None if value is None or value.dtype not in FLOATS else constant_of(value)
-                if held is None or (node.op_type in PRODUCTS and place == 1):
+            for place, read in enumerate(node.inputs):
+                held = None if read is None or read.dtype not in FLOATS else constant_of(read)
+                if read is None or held is None or (node.op_type in PRODUCTS and place == 1):
                     continue
-                assert value is not None
-                values = held.numpy().astype(np.float32)
-                stands_with = _stands_with(node, value)
+                values, beside = held.numpy().astype(np.float32), _stands_with(node, read)
                 if values.size == 1 and float(values.min()) < MASK:
-                    masked.add(self._groups.root(stands_with))
+                    masked.add(self._groups.root(beside))
                 else:
-                    widen(stands_with, float(values.min()), float(values.max()))
+                    widen(beside, float(values.min()), float(values.max()))
         for root in masked:
-            least, most = found[root]
+            least, most = found.get(root, (0.0, 0.0))
             found[root] = (least - _FAR_BELOW, most)
         return found
 
@@ -125,18 +123,12 @@ class _Quantiser:
         self._dequantised[made] = value
 
     def _through(self, value: ir.Value, scale: _Scale, suffix: str = "") -> ir.Value:
-        inputs = [scale.scale, scale.zero]
-        name = f"{value.name}{suffix}"
+        name, inputs = f"{value.name}{suffix}", [scale.scale, scale.zero]
         down = ir.Node("", "QuantizeLinear", [value, *inputs], name=f"{name}.quantise")
         up = ir.Node("", "DequantizeLinear", [down.outputs[0], *inputs], name=f"{name}.dequantise")
-        for node, suffix_, dtype in (
-            (down, "integers", scale.zero.dtype),
-            (up, "rounded", ir.DataType.FLOAT),
-        ):
-            (output,) = node.outputs
-            assert dtype is not None
-            output.name, output.shape = f"{name}.{suffix_}", value.shape
-            output.type = ir.TensorType(dtype)
+        assert scale.zero.dtype is not None
+        _describe(down.outputs[0], f"{name}.integers", value.shape, scale.zero.dtype)
+        _describe(up.outputs[0], f"{name}.rounded", value.shape, ir.DataType.FLOAT)
         maker = value.producer()
         if maker is None:
             self._graph.insert_before(self._graph[0], [down, up])
@@ -144,7 +136,7 @@ class _Quantiser:
             self._graph.insert_after(maker, [down, up])
         return up.outputs[0]
 
-    def _as_signed(self, value: ir.Value, reader: ir.Node) -> ir.Value:
+    def _as_signed(self, value: ir.Value) -> ir.Value:
         if value not in self._signed:
             original = self._dequantised.get(value, value)
             self._signed[value] = self._through(
@@ -186,11 +178,9 @@ class _Quantiser:
     ) -> ir.Value:
         attributes = [] if axis is None else [ir.Attr("axis", ir.AttributeType.INT, axis)]
         node = ir.Node("", "DequantizeLinear", inputs, attributes, name=f"{name}.dequantise")
-        (output,) = node.outputs
-        output.name, output.shape = f"{name}.rounded", inputs[0].shape
-        output.type = ir.TensorType(ir.DataType.FLOAT)
+        _describe(node.outputs[0], f"{name}.rounded", inputs[0].shape, ir.DataType.FLOAT)
         self._graph.insert_before(reader, node)
-        return output
+        return node.outputs[0]
 
     def _scale(self, value: ir.Value, signed: bool = False) -> _Scale:
         root = self._groups.root(value)
@@ -221,6 +211,10 @@ class _Quantiser:
         )
         self._graph.register_initializer(value)
         return value
+
+
+def _describe(value: ir.Value, name: str, shape: ir.Shape | None, dtype: ir.DataType) -> None:
+    value.name, value.shape, value.type = name, shape, ir.TensorType(dtype)
 
 
 def _stands_with(node: ir.Node, constant: ir.Value) -> ir.Value:

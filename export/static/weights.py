@@ -76,8 +76,7 @@ class WeightConverter:
             codes, scales = symmetric(values.reshape(shape).astype(np.float32), bits, axis)
             made = self._integers(codes, bits, f"{held.name}.int{bits}")
             self._quantised[key] = (made, scales)
-            inline = not isinstance(made, ir.ExternalTensor)
-            self.bytes_beside += scales.nbytes + (made.nbytes - held.nbytes if inline else 0)
+            self.bytes_beside += scales.nbytes + _inline_bytes(made) - _inline_bytes(held)
         return self._quantised[key]
 
     def _integers(self, codes: NDArray[np.int8], bits: int, name: str) -> ir.TensorProtocol:
@@ -103,6 +102,10 @@ class WeightConverter:
 
     def _path(self, held: ir.ExternalTensor) -> str:
         return str(self._writer.path_of(self.blob_of(held)))
+
+
+def _inline_bytes(tensor: ir.TensorProtocol) -> int:
+    return 0 if isinstance(tensor, ir.ExternalTensor) else tensor.nbytes
 
 
 def _external(
@@ -153,8 +156,8 @@ def _pairs(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Two to a byte, the first in its lower half."""
     flat = codes.reshape(-1).astype(np.uint8) & 15
     flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
-    pairs: NDArray[np.uint8] = flat[0::2] | flat[1::2] << 4
-    return pairs
+    pairs = flat[0::2] | (flat[1::2] << 4)
+    return pairs.astype(np.uint8)
 
 
 def _bytes(values: NDArray[np.generic]) -> bytes:
