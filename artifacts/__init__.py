@@ -1,6 +1,8 @@
 """The package format: a model's graphs, weights, libraries and tokenizer, and what they are."""
 
 from edgewright.artifacts.manifest import (
+    Compiled,
+    CompiledGraph,
     Evidence,
     FileEntry,
     GenerationDefaults,
@@ -17,6 +19,8 @@ from edgewright.artifacts.states import StateLayout, StateSpec
 
 __all__ = [
     "Blob",
+    "Compiled",
+    "CompiledGraph",
     "Evidence",
     "FileEntry",
     "GenerationDefaults",

@@ -106,6 +106,33 @@ class StaticSizes:
 
 
 @dataclass(frozen=True)
+class CompiledGraph:
+    """One graph compiled ahead: an ONNX file that names the binary beside it."""
+
+    graph: PackagePath
+    binary: PackagePath
+    seconds: Annotated[float, Range(0, 1e9)]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a variant's graphs became for one system on a chip, whose number and architecture are
+    Qualcomm's. `compatibility` is what the execution provider says of it in its own words;
+    `versions` are those of what compiled."""
+
+    soc_model: Positive
+    htp_arch: Positive
+    graphs: Annotated[Mapping[GraphRole, CompiledGraph], Items(1, 2)]
+    compatibility: Line
+    versions: Annotated[Mapping[Name, Line], Items(1, 16)]
+
+    def paths(self) -> Iterator[str]:
+        for compiled in self.graphs.values():
+            yield compiled.graph
+            yield compiled.binary
+
+
+@dataclass(frozen=True)
 class Variant:
     """One way to run the model. Graphs: `step` does both, or `prefill` and `decode` share it, then
     with the sizes that both are fixed to.
@@ -130,12 +157,15 @@ class Variant:
     static: StaticSizes | None = None
     fallback: Annotated[Mapping[GraphRole, NodeNames], Items(0, 2)] = field(default_factory=dict)
     notes: Annotated[tuple[Line, ...], Items(0, 16)] = ()
+    compiled: Compiled | None = None
 
     def paths(self) -> Iterator[str]:
         """Every file this variant needs, each once it is named."""
         yield from self.graphs.values()
         yield from self.libraries.values()
         yield from self.weights
+        if self.compiled is not None:
+            yield from self.compiled.paths()
 
 
 @dataclass(frozen=True)
@@ -206,14 +236,14 @@ def _check_version(parsed: Json, source: str) -> None:
 
 def _upgraded(parsed: Json) -> Json:
     """Version 1 had the bits of the model alone: every variant kept the checkpoint's values. Up to
-    version 2 no graph was static, up to version 3 no node fell back and
-    there were no notes."""
+    version 2 no graph was static, up to version 3 none was compiled, no node fell back and there
+    were no notes."""
     if not isinstance(parsed, dict) or type(parsed.get("version")) is not int:
         return parsed
     model, variants = parsed.get("model"), parsed.get("variants")
     if parsed["version"] not in (1, 2, 3) or not isinstance(variants, list):
         return parsed
-    missing: dict[str, Json] = {"static": None, "fallback": {}, "notes": []}
+    missing: dict[str, Json] = {"static": None, "fallback": {}, "notes": [], "compiled": None}
     if parsed["version"] == 1 and isinstance(model, dict) and "bits_per_weight" in model:
         missing["bits_per_weight"] = model["bits_per_weight"]
     added = [missing | variant if isinstance(variant, dict) else variant for variant in variants]
@@ -254,6 +284,8 @@ def _check_variant(variant: Variant) -> None:
             f"variant {variant.name}: a chunk of {variant.static.chunk} tokens does not fit a"
             f" capacity of {variant.static.capacity}"
         )
+    if variant.compiled is not None and set(variant.compiled.graphs) != set(variant.graphs):
+        raise PackageError(f"variant {variant.name}: all of its graphs are compiled, or none")
     _check_distinct(f"variant {variant.name}: states", [spec.name for spec in variant.states])
     for spec in variant.states:
         rest = spec.shape[1:]

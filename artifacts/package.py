@@ -7,16 +7,18 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from edgewright.artifacts.claims import claimed
 from edgewright.artifacts.errors import PackageError
 from edgewright.artifacts.manifest import (
     EVIDENCE_PREFIX,
     MANIFEST_NAME,
+    Compiled,
     Evidence,
     FileEntry,
     Manifest,
@@ -132,6 +134,55 @@ class Package:
         if before is not None and before != path:
             (self.root / before).unlink(missing_ok=True)
 
+    def with_compiled(self, variant: str, compiled: Compiled, files: Mapping[str, Path]) -> Package:
+        """What was compiled for a variant, in place of what was before; the package, reopened.
+
+        `files` are copied to where `compiled` says they are. As none is replaced by another of its
+        name, the manifest on disk names files that are there at every moment.
+        """
+        try:
+            with claimed(self.root):
+                manifest = _read_manifest(self.root)
+                before = manifest.variant(variant).compiled
+                added = {path: self._copy_in(path, source) for path, source in files.items()}
+                gone = set() if before is None else set(before.paths()).difference(files)
+                manifest = replace(
+                    manifest,
+                    variants=tuple(
+                        replace(each, compiled=compiled) if each.name == variant else each
+                        for each in manifest.variants
+                    ),
+                    files={
+                        path: entry
+                        for path, entry in sorted((dict(manifest.files) | added).items())
+                        if path not in gone
+                    },
+                )
+                content = manifest.to_bytes()
+                Manifest.from_bytes(content)
+                _replace(self.root / MANIFEST_NAME, content)
+                for path in gone:
+                    (self.root / path).unlink(missing_ok=True)
+        except OSError as error:
+            raise PackageError(
+                f"{self.root}: cannot store what was compiled: {error.strerror}"
+            ) from error
+        return Package(self.root, manifest)
+
+    def _copy_in(self, path: str, source: Path) -> FileEntry:
+        target = self.root
+        *folders, name = check_path(path).split("/")
+        for folder in folders:
+            _make_plain_folder(target, folder)
+            target = target / folder
+        digest, size = hashlib.sha256(), 0
+        with _replacing(target / name) as file, source.open("rb") as read:
+            while piece := read.read(_HASH_BYTES):
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
+        return FileEntry(digest.hexdigest(), size)
+
     def _locate(self, path: str) -> tuple[Path, FileEntry]:
         entry = self.entries.get(path)
         if entry is None:
@@ -207,11 +258,17 @@ def _make_plain_folder(root: Path, name: str) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    with _replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     """The old content or the new one is there at every moment, whatever happens."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -89,6 +89,11 @@ class PackageWriter:
         """Where its bytes are to be read until the package is finished."""
         return self._at(blob.path)
 
+    @property
+    def folder(self) -> Path:
+        """Where all that was added lies until the package is finished."""
+        return self._open_sibling().path
+
     def add_bytes(self, path: str, data: Piece) -> None:
         self._check_new(path)
         self._files[path] = self._write(path, (data,))

@@ -17,7 +17,10 @@ __all__ = ["main"]
 
 # The order of the help page: the way of a model. A command that no section names comes last.
 _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("From a checkpoint to a package", ("train", "convert", "export", "validate", "inspect")),
+    (
+        "From a checkpoint to a package",
+        ("train", "convert", "export", "compile", "validate", "inspect"),
+    ),
     ("From a package to tokens", ("run", "bench", "evaluate")),
     ("All of it, on the example", ("demo",)),
 )

@@ -82,6 +82,12 @@ from edgewright.cli._progress import Progress
     help="Leave nodes that a provider does not take to the processor, and list them in the"
     " manifest; else they are an error.",
 )
+@click.option(
+    "--compile",
+    "compile_ahead",
+    is_flag=True,
+    help="Compile the graphs for a chip ahead, as `edgewright compile` does later.",
+)
 def command(
     checkpoint: str,
     out: str,
@@ -97,6 +103,7 @@ def command(
     targets: tuple[str, ...],
     cache_dtype: str,
     allow_fallback: bool,
+    compile_ahead: bool,
 ) -> None:
     """Make a package of CHECKPOINT, a Hugging Face directory with config.json and safetensors.
 
@@ -115,10 +122,19 @@ def command(
       edgewright export Llama-3.2-1B -o llama.pkg --target linux-aarch64 --target linux-x86_64
     """
     from edgewright.export import export_checkpoint
+    from edgewright.export.providers import find_provider
+    from edgewright.runtime.compiling import compilable, compile_variant, require_plugin
 
-    if bits is None and (text is not None or tokens is not None or method != "auto" or resume):
-        raise click.UsageError("--method, --text, --tokens and --resume go with --bits.")
+    if bits is None and (method != "auto" or resume):
+        raise click.UsageError("--method and --resume go with --bits.")
+    integers = any(find_provider(name).computes_in_integers for name in providers)
+    if bits is None and not integers and (text is not None or tokens is not None):
+        raise click.UsageError(
+            "--text and --tokens go with --bits, or a provider that computes in integers."
+        )
     progress, began = Progress(), time.monotonic()
+    for provider in providers if compile_ahead else ():
+        require_plugin(provider)
     try:
         package = export_checkpoint(
             checkpoint,
@@ -138,6 +154,14 @@ def command(
             progress=progress,
             warn=progress.warn,
         )
+        for variant in compilable(package):
+            if compile_ahead:
+                package = compile_variant(package, variant, progress=progress)
+            else:
+                progress.warn(
+                    f"{variant.provider}: no binary was compiled ahead; `edgewright compile"
+                    f" {out}` adds it"
+                )
     finally:
         progress.finish()
     model = package.manifest.model

@@ -27,12 +27,13 @@ from edgewright.export.options import ExportOptions
 from edgewright.export.packing import pack_graph
 from edgewright.export.passes import simplify
 from edgewright.export.providers import Provider
+from edgewright.export.quantize.activation_rows import activation_rows
 from edgewright.export.quantize.imported import ImportedGroup, imported_groups
 from edgewright.export.quantize.options import QuantizeOptions
 from edgewright.export.quantize.plan import WeightGroup, plan_of
 from edgewright.export.quantize.quantize import PackedGroup, Quantized, quantize_model
 from edgewright.export.state_order import prove_state_order
-from edgewright.export.static import make_static
+from edgewright.export.static import StaticGraphs
 from edgewright.export.stored import Stored
 from edgewright.export.tokenizer import write_tokenizer
 from edgewright.export.trace import trace
@@ -75,18 +76,21 @@ def export_checkpoint(
 
     `bits` is the mean over all parameters as they are stored, everything included; None keeps the
     checkpoint's own values. `method` and what follows it say how to get there: `text` is a file, a
-    directory or "stdlib" to calibrate on, `resume` the folder where work that was interrupted goes
-    on. `targets` are the machines to compile the op library for: this one when None, none when
-    empty. A node that a provider does not take is an error, unless `allow_fallback` leaves it to
-    the processor. `progress(stage, done, total)` and `warn(message)` are told what happens on the
-    way.
+    directory or "stdlib" to calibrate on, as providers that compute in integers do too; `resume` is
+    the folder where work that was interrupted goes on. `targets` are the machines to compile the op
+    library for: this one when None, none when empty. A node that a provider does not take is an
+    error, unless `allow_fallback` leaves it to the processor. `progress(stage, done, total)` and
+    `warn(message)` are told what happens on the way.
     """
     quantize = None
     if bits is not None:
         quantize = QuantizeOptions.check(
             bits, method, block, outliers, seed, text=text, tokens=tokens, resume=resume
         )
-    options = ExportOptions.check(providers, targets, cache_dtype, quantize, allow_fallback)
+    calibration = QuantizeOptions.check(16, seed=seed, text=text, tokens=tokens)
+    options = ExportOptions.check(
+        providers, targets, cache_dtype, quantize, calibration, allow_fallback
+    )
     with PackageWriter(out) as writer, ThreadPoolExecutor(1) as compiling:
         model = open_model(checkpoint, cache_dtype=options.cache_dtype)
         libraries = [compiling.submit(build, target) for target in options.targets]
@@ -118,9 +122,17 @@ def _write_package(
     tokenizer = write_tokenizer(model.checkpoint, writer, warn)
     tell("compiling kernels", 0, 1)
     paths = _write_libraries(libraries, writer)
+    rows = activation_rows(model, options.calibration, tell)
+    static = StaticGraphs(stored, writer, rows, tell)
     variants = tuple(
         _write_variant(
-            stored, provider, paths, model.config.max_context, writer, options.allow_fallback
+            stored,
+            provider,
+            paths,
+            model.config.max_context,
+            writer,
+            static,
+            allow_fallback=options.allow_fallback,
         )
         for provider in options.providers
     )
@@ -217,6 +229,8 @@ def _write_variant(
     libraries: Mapping[str, str],
     max_context: int,
     writer: PackageWriter,
+    static: StaticGraphs,
+    *,
     allow_fallback: bool,
 ) -> Variant:
     lowered: Mapping[GraphRole, Stored] = {"step": stored}
@@ -224,7 +238,7 @@ def _write_variant(
     if shapes is not None:
         ops = {node.op_type for node in stored.graph.model.graph}
         shapes = shapes.within(max_context, ops)
-        lowered = make_static(stored, shapes, writer)
+        lowered = static.of(shapes)
     elif provider.lower is not None:
         lowered = {"step": provider.lower(stored, writer)}
     foreign = {role: provider.foreign_nodes(each.graph.model) for role, each in lowered.items()}
@@ -250,7 +264,7 @@ def _write_variant(
         states=one.graph.layout,
         bits_per_weight=one.bits_per_weight,
         weight_dtypes=one.dtypes,
-        compute_dtype="float32" if shapes is None else shapes.dtype,
+        compute_dtype="float32" if shapes is None else shapes.compute_dtype,
         static=None if shapes is None else StaticSizes(shapes.chunk, shapes.capacity),
         notes=provider.notes,
         fallback={role: tuple(nodes) for role, nodes in foreign.items() if nodes},

@@ -17,12 +17,14 @@ Settings = dict[str, str | int | float | bool | tuple[str, ...] | None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`quantize` is None where the checkpoint's own values are kept."""
+    """`quantize` is None where the checkpoint's own values are kept; `calibration` says on what
+    text activations are measured."""
 
     providers: tuple[Provider, ...]
     targets: tuple[str, ...]
     cache_dtype: CacheDtype
     quantize: QuantizeOptions | None
+    calibration: QuantizeOptions
     allow_fallback: bool = False
 
     @staticmethod
@@ -31,6 +33,7 @@ class ExportOptions:
         targets: Sequence[str] | None,
         cache: str,
         quantize: QuantizeOptions | None,
+        calibration: QuantizeOptions | None = None,
         allow_fallback: bool = False,
     ) -> ExportOptions:
         if not providers:
@@ -48,7 +51,14 @@ class ExportOptions:
         chosen = (buildable_host(),) if targets is None else tuple(dict.fromkeys(targets))
         if not any(provider.native_ops for provider in found):
             chosen = ()
-        return ExportOptions(found, chosen, cache_dtype, quantize, allow_fallback)
+        return ExportOptions(
+            found,
+            chosen,
+            cache_dtype,
+            quantize,
+            calibration or QuantizeOptions(16.0),
+            allow_fallback,
+        )
 
     def as_provenance(self) -> Settings:
         return {

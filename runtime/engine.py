@@ -18,7 +18,15 @@ from edgewright.runtime.buffers import StateBuffers, check_layout
 from edgewright.runtime.execution_providers import EXECUTION_PROVIDERS, execution_provider
 from edgewright.runtime.host import default_threads
 from edgewright.runtime.large_pages import read_into_large_pages
-from edgewright.runtime.ort import Array, Binding, OrtSession, load_onnxruntime, one_line, wrap
+from edgewright.runtime.ort import (
+    EXTERNAL_DATA,
+    Array,
+    Binding,
+    OrtSession,
+    load_onnxruntime,
+    one_line,
+    wrap,
+)
 from edgewright.runtime.process_memory import return_large_blocks
 
 Kernels = Literal["native", "portable"]
@@ -122,18 +130,20 @@ def open_graph(
 ) -> tuple[OrtSession, Kernels]:
     """The variant's graph, or one made from it, with the package's weights and kernels."""
     ort = load_onnxruntime()
-    _check_release(ort.__version__, variant)
+    check_release(ort.__version__, variant)
     library = _trusted_library(package, variant)
     try:
-        return _open_session(ort, package, variant, graph, library, threads)
+        return _open_session(ort, package, variant, graph, library, threads, role)
     except EdgewrightError:
         raise
     except Exception as error:
         path = variant.graphs[role]
+        if variant.compiled is not None:
+            path = variant.compiled.graphs[role].graph
         raise PackageError(f"{path}: onnxruntime cannot open it: {one_line(error)}") from error
 
 
-def _check_release(found: str, variant: Variant) -> None:
+def check_release(found: str, variant: Variant) -> None:
     def numbers(release: str) -> tuple[int, ...]:
         return tuple(int(part) for part in re.findall(r"\d+", release)[:3])
 
@@ -169,11 +179,18 @@ def _warn_once(message: str) -> None:
 
 
 def _open_session(
-    ort: Any, package: Package, variant: Variant, graph: bytes, library: str | None, threads: int
+    ort: Any,
+    package: Package,
+    variant: Variant,
+    graph: bytes,
+    library: str | None,
+    threads: int,
+    role: GraphRole,
 ) -> tuple[OrtSession, Kernels]:
     provider = execution_provider(variant.provider)
     assert provider is not None  # choose_variant
-    options = _session_options(ort, package, threads)
+    options = _session_options(ort, threads)
+    _say_where_it_lies(options, package, variant, role)
     provider.add_to(ort, options, variant.provider)
     kernels: Kernels = "portable"
     if library is not None:
@@ -182,7 +199,8 @@ def _open_session(
             kernels = "native"
         except Exception as error:
             _warn_once(f"{library} cannot be loaded ({one_line(error)}): {_SLOWER}")
-            options = _session_options(ort, package, threads)
+            options = _session_options(ort, threads)
+            _say_where_it_lies(options, package, variant, role)
     session: OrtSession = ort.InferenceSession(
         graph,
         options,
@@ -193,7 +211,7 @@ def _open_session(
     return session, kernels
 
 
-def _session_options(ort: Any, package: Package, threads: int) -> Any:
+def _session_options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -202,11 +220,17 @@ def _session_options(ort: Any, package: Package, threads: int) -> Any:
     options.enable_mem_pattern = False
     for key, value in _CONFIG.items():
         options.add_session_config_entry(key, value)
-    # Opened from bytes, so that external data may lie anywhere below the package's root.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(package.root)
-    )
     return options
+
+
+def _say_where_it_lies(options: Any, package: Package, variant: Variant, role: GraphRole) -> None:
+    """Opened from bytes, so that external data may lie anywhere below the package's root. What was
+    compiled ahead names its binary from where it lies itself."""
+    if variant.compiled is None:
+        options.add_session_config_entry(EXTERNAL_DATA, str(package.root))
+    else:
+        graph = package.path(variant.compiled.graphs[role].graph)
+        options.add_session_config_entry("ep.context_file_path", str(graph))
 
 
 def _shrinking_run_options(ort: Any) -> object:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgewright.artifacts.errors import SessionError
@@ -14,13 +15,45 @@ from edgewright.runtime.ort import one_line
 
 
 @dataclass(frozen=True)
+class Chip:
+    """A system on a chip, by the numbers that Qualcomm gives it and its HTP."""
+
+    soc_model: int
+    htp_arch: int
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Without a chip the plugin computes in float32, and refuses what it would take."""
+        numbers = {"soc_model": str(self.soc_model), "htp_arch": str(self.htp_arch)}
+        return {"backend_type": "htp", **numbers}
+
+
+@dataclass(frozen=True)
 class Plugin:
-    """An execution provider in a wheel of its own, which places every node of a graph or none.
-    `chips` are the options for each chip it is told to compile for."""
+    """An execution provider in a wheel of its own, which places every node of a graph or none."""
 
     module: str
+    distribution: str
     extra: str
-    chips: Mapping[str, Mapping[str, str]]
+    chips: Mapping[str, Chip]
+
+    @staticmethod
+    def chip_name(provider: str) -> str:
+        """A provider of ours may say more after the chip: qnn:sm8650-w8a16."""
+        return provider.partition(":")[2].partition("-")[0]
+
+    def chip(self, provider: str) -> Chip:
+        name = self.chip_name(provider)
+        if name not in self.chips:
+            known = ", ".join(self.chips)
+            raise SessionError(f"{provider}: this runtime knows no chip {name!r}; it knows {known}")
+        return self.chips[name]
+
+    def missing(self) -> SessionError:
+        return SessionError(
+            f"{self.module} cannot be imported; install it with"
+            f" pip install 'edgewright[{self.extra}]'"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,16 +81,13 @@ class ExecutionProvider:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if self.plugin is None:
             return
-        chip = provider.partition(":")[2]
-        if chip not in self.plugin.chips:
-            known = ", ".join(self.plugin.chips)
-            raise SessionError(f"{provider}: this runtime knows no chip {chip!r}; it knows {known}")
+        chip = self.plugin.chip(provider)
         self._register(ort)
         devices = [device for device in ort.get_ep_devices() if device.ep_name == self.name]
         if not devices:
             raise SessionError(f"{provider}: {self.name} found no device on this machine")
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        options.add_provider_for_devices(devices, dict(self.plugin.chips[chip]))
+        options.add_provider_for_devices(devices, chip.options)
 
     def _require_built_in(self, ort: Any, provider: str) -> None:
         if self.name not in ort.get_available_providers():
@@ -75,32 +105,35 @@ class ExecutionProvider:
         try:
             module = importlib.import_module(self.plugin.module)
         except ImportError as error:
-            raise SessionError(
-                f"{self.plugin.module} cannot be imported; install it with"
-                f" pip install 'edgewright[{self.plugin.extra}]'"
-            ) from error
+            raise self.plugin.missing() from error
         try:
             ort.register_execution_provider_library(self.name, module.get_library_path())
         except Exception as error:
-            raise SessionError(f"{self.name} cannot be loaded: {one_line(error)}") from error
+            raise SessionError(
+                f"{self.plugin.distribution} {_version_of(self.plugin)} cannot be loaded by"
+                f" onnxruntime {ort.__version__}: {one_line(error)}"
+            ) from error
         self._registered.append(self.name)
 
 
-def _htp(soc_model: int, arch: int) -> Mapping[str, str]:
-    """Without a chip the plugin computes in float32, and refuses what it would take."""
-    return {"backend_type": "htp", "soc_model": str(soc_model), "htp_arch": str(arch)}
+def _version_of(plugin: Plugin) -> str:
+    try:
+        return version(plugin.distribution)
+    except PackageNotFoundError:
+        return "of an unknown version"
 
 
 _QNN = ExecutionProvider(
     "QNNExecutionProvider",
     Plugin(
         "onnxruntime_qnn",
+        "onnxruntime-qnn",
         "qnn",
         {
-            "sm8550": _htp(43, 73),
-            "sm8650": _htp(57, 75),
-            "sm8750": _htp(69, 79),
-            "sc8380xp": _htp(60, 73),
+            "sm8550": Chip(43, 73),
+            "sm8650": Chip(57, 75),
+            "sm8750": Chip(69, 79),
+            "sc8380xp": Chip(60, 73),
         },
     ),
 )

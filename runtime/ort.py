@@ -19,6 +19,9 @@ _ALIGNMENT = 64
 _MAPPED_BYTES = 1 << 17
 _MESSAGE_LIMIT = 400
 
+# A session's setting: the folder of the weights of a graph that is opened from bytes.
+EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
+
 Array = NDArray[Any]
 
 

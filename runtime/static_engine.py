@@ -12,6 +12,7 @@ from edgewright.artifacts import Package
 from edgewright.artifacts.manifest import StaticSizes, Variant
 from edgewright.artifacts.states import StateLayout
 from edgewright.runtime.buffers import check_layout
+from edgewright.runtime.context_binary import compiled_graph
 from edgewright.runtime.engine import (
     TOKEN_INPUTS,
     Kernels,
@@ -67,11 +68,13 @@ class StaticEngine:
         assert variant.static is not None
         check_layout(variant)
         count = default_threads() if threads is None else threads
-        settle_memory(package, variant, large_pages)
+        settle_memory(package, variant, large_pages and variant.compiled is None)
+        # States mean the same whether or not the graphs were compiled ahead.
         graphs = {role: package.read_verified(variant.graphs[role]) for role in ROLES}
         sessions: dict[StaticRole, OrtSession] = {}
         for role, graph in graphs.items():
-            sessions[role], kernels = open_graph(package, variant, graph, count, role)
+            compiled = variant.compiled and compiled_graph(package, variant, role)
+            sessions[role], kernels = open_graph(package, variant, compiled or graph, count, role)
             check_interface(sessions[role], variant, role)
         provider = execution_provider(variant.provider)
         return cls(

@@ -44,6 +44,10 @@ class Provider:
         """The name in words that a path may have."""
         return self.name.replace(":", "-")
 
+    @property
+    def computes_in_integers(self) -> bool:
+        return self.static is not None and self.static.quantise is not None
+
     def foreign_nodes(self, model: ir.Model) -> list[str]:
         """What the provider does not take of the graph: the nodes' names and ops."""
         if model.opset_imports[""] > self.opset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgewright.custom_ops.recorder import Recorder
+from edgewright.export.static.marks import is_marked, mark_like
 
 # exp of it is 0 in float16. Far below, where float32 has values yet, Qualcomm's HTP gives NaN.
 _LEAST_EXPONENT = -20.0
@@ -47,13 +48,53 @@ def write_out_softplus(model: ir.Model) -> None:
 
 def write_out_sigmoid(model: ir.Model) -> None:
     """1 / (1 + exp(-x)), for a provider whose own operator is right to a thousandth alone, which is
-    many times a small value. exp of 11 is the largest whole power in float16."""
+    many times a small value; in integers it is right. exp of 11 is the largest whole power in
+    float16."""
     for node in list(model.graph):
-        if node.op_type != "Sigmoid" or node.inputs[0] is None:
+        if node.op_type != "Sigmoid" or node.inputs[0] is None or is_marked(node):
             continue
         op = Recorder(prefix=f"{node.name}_sigmoid_")
         power = op("Exp", op("Min", op("Neg", node.inputs[0]), 11.0))
         replace_node(model.graph, node, op, op("Reciprocal", op("Add", power, 1.0)))
+
+
+def write_out_rotation(model: ir.Model) -> None:
+    """RotaryEmbedding as products and sums of the halves of each head, for a provider that takes
+    it in integers and computes it in fewer bits than they have."""
+    for node in list(model.graph):
+        if node.op_type != "RotaryEmbedding" or not is_marked(node):
+            continue
+        op = Recorder(prefix=f"{node.name}_rotation_")
+        new = _rotated(op, node)
+        if new is not None:
+            mark_like(op.nodes, node)
+            replace_node(model.graph, node, op, new)
+
+
+def _rotated(op: Recorder, node: ir.Node) -> ir.Value | None:
+    """None for a form that no model of ours has: interleaved, or with positions to look up."""
+    x, cos, sin, *rest = node.inputs
+    numbers = {name: attribute.as_int() for name, attribute in node.attributes.items()}
+    if rest or numbers.get("interleaved", 0) or x is None or cos is None or sin is None:
+        return None
+    assert x.shape is not None
+    sizes = tuple(int(size) for size in x.shape.numpy())
+    by_head: tuple[int, ...]
+    turns: tuple[int, ...]
+    if len(sizes) == 3:  # [B, S, heads * D]
+        heads = numbers["num_heads"]
+        by_head = (*sizes[:2], heads, sizes[2] // heads)
+        turns = (*sizes[:2], 1, -1)
+    else:  # [B, heads, S, D]
+        by_head, turns = sizes, (sizes[0], 1, sizes[2], -1)
+    width = numbers.get("rotary_embedding_dim", 0) or by_head[-1]
+    parts = (width // 2, width // 2, by_head[-1] - width)[: 2 if width == by_head[-1] else 3]
+    split = op.several("Split", len(parts), op("Reshape", x, by_head), parts, axis=-1)
+    first, second, *others = split
+    cos, sin = op("Reshape", cos, turns), op("Reshape", sin, turns)
+    real = op("Sub", op("Mul", first, cos), op("Mul", second, sin))
+    turned = op("Add", op("Mul", first, sin), op("Mul", second, cos))
+    return op("Reshape", op("Concat", real, turned, *others, axis=-1), sizes)
 
 
 def replace_node(graph: ir.Graph, node: ir.Node, op: Recorder, new: ir.Value) -> None:

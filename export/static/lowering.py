@@ -13,6 +13,7 @@ from edgewright.artifacts.states import StateSpec
 from edgewright.custom_ops import DOMAIN, OPS
 from edgewright.custom_ops.static_node import StaticNode
 from edgewright.export.graph import Graph
+from edgewright.export.static.marks import mark
 from edgewright.export.static.shapes import StaticShapes
 from edgewright.export.static.weights import FLOATS
 
@@ -53,11 +54,17 @@ def lower_ops(graph: Graph, shapes: StaticShapes, seq: int) -> None:
     """Ensures: no node and no function of ours."""
     model = graph.model
     model.functions.clear()
+    chosen = shapes.quantise
+    if chosen is not None:
+        mark(model.graph, chosen.ops)
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
         found = StaticNode(node, 1, seq, shapes.capacity, shapes.update)
-        _call(model, node, _lowering(shapes, found))
+        function = _lowering(shapes, found)
+        if chosen is not None and node.op_type not in chosen.apart:
+            mark(function, chosen.ops)
+        _call(model, node, function)
     standard.InlinePass()(model)
     model.opset_imports.pop(DOMAIN, None)
     for node in model.graph:

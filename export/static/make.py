@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as standard
 
 from edgewright.artifacts import Blob, PackageWriter
 from edgewright.artifacts.errors import ExportError
@@ -16,6 +19,7 @@ from edgewright.export.graph import Graph
 from edgewright.export.passes import simplify
 from edgewright.export.portable import Products, blobs_of, lower_products
 from edgewright.export.state_order import prove_state_order
+from edgewright.export.static.activations import Progress, measure
 from edgewright.export.static.half_forms import write_out_softplus
 from edgewright.export.static.lowering import (
     call_sizes,
@@ -24,12 +28,16 @@ from edgewright.export.static.lowering import (
     resolved,
     set_sizes,
 )
-from edgewright.export.static.precision import compute_in
+from edgewright.export.static.marks import settle_marks
+from edgewright.export.static.precision import compute_in, positional_values
+from edgewright.export.static.quantise import quantise
 from edgewright.export.static.rotations import tabulate
 from edgewright.export.static.running_sums import multiply_sums
 from edgewright.export.static.shapes import StaticShapes
 from edgewright.export.static.weights import WeightConverter
 from edgewright.export.stored import Stored
+
+Rows = Callable[[], NDArray[np.int64]]
 
 _TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 _FOLD_LIMIT_BYTES = 16 << 10  # what is larger is a blob, and not read
@@ -37,8 +45,28 @@ _FOLD_LIMIT_BYTES = 16 << 10  # what is larger is a blob, and not read
 _DYNAMIC = frozenset({"Loop", "Scan", "If", "Shape", "NonZero", "Range", "ConstantOfShape"})
 
 
+@dataclass
+class StaticGraphs:
+    """Those of one stored graph, made once for all providers that want the same. `rows` gives the
+    tokens [n, tokens] to measure activations on, where those are quantised."""
+
+    stored: Stored
+    writer: PackageWriter
+    rows: Rows
+    tell: Progress
+    _made: list[tuple[StaticShapes, Mapping[GraphRole, Stored]]] = field(default_factory=list)
+
+    def of(self, shapes: StaticShapes) -> Mapping[GraphRole, Stored]:
+        for known, made in self._made:
+            if known == shapes:
+                return made
+        made = make_static(self.stored, shapes, self.writer, self.rows, self.tell)
+        self._made.append((shapes, made))
+        return made
+
+
 def make_static(
-    stored: Stored, shapes: StaticShapes, writer: PackageWriter
+    stored: Stored, shapes: StaticShapes, writer: PackageWriter, rows: Rows, tell: Progress
 ) -> Mapping[GraphRole, Stored]:
     """Ensures: standard ops alone, every size a number, no loop; the same weights for both."""
     blobs = (*stored.packed.values(), *stored.kept.values())
@@ -55,8 +83,17 @@ def make_static(
             weights.keep(blob)
         _lower(graph, shapes, seq, weights)
         made[role] = graph
-        kept |= _blobs(model.graph, weights, products)
-    inline = max(0, stored.kept_bytes - sum(blob.size for blob in stored.kept.values()))
+    if shapes.quantise is not None:
+        ranges = measure(made, shapes, writer.folder, rows(), tell)
+        for role, graph in made.items():
+            quantise(graph.model.graph, ranges[role], weights, shapes.quantise)
+            standard.RemoveUnusedNodesPass()(graph.model)
+            standard.TopologicalSortPass()(graph.model)
+    for graph in made.values():
+        kept |= _blobs(graph.model.graph, weights, products)
+    inline = stored.kept_bytes - sum(blob.size for blob in stored.kept.values())
+    width = 4 if "float32" in stored.kept_dtypes else 2
+    inline = max(0, inline - width * weights.quantised_values) + weights.quantised_bytes
     return {
         role: replace(
             stored,
@@ -65,7 +102,7 @@ def make_static(
             packed_dtypes=tuple(f"int{bits}" for bits in sorted(products.widths)),
             kept=kept,
             kept_bytes=inline + sum({blob.path: blob.size for blob in kept.values()}.values()),
-            kept_dtypes=(shapes.dtype,),
+            kept_dtypes=_weight_dtypes(shapes),
         )
         for role, graph in made.items()
     }
@@ -94,6 +131,9 @@ def _keep_products(
     lowered = lower_products(model, stored.packed, writer, form)
     widths = frozenset(bits for weight in lowered.values() for bits in weight.widths)
     return _Products(blobs_of(lowered), widths)
+def _weight_dtypes(shapes: StaticShapes) -> tuple[str, ...]:
+    how = shapes.quantise
+    return (shapes.dtype,) if how is None else (f"int{how.bits}", shapes.dtype)
 
 
 def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverter) -> None:
@@ -110,6 +150,7 @@ def _lower(graph: Graph, shapes: StaticShapes, seq: int, weights: WeightConverte
     for rewrite in shapes.rewrites:
         rewrite(graph.model)
         _fold(graph.model)
+    settle_marks(graph.model.graph, positional_values(graph.model.graph))
     compute_in(graph, dtype, weights, shapes.wide_ops)
     _fold(graph.model)
     _refuse_dynamic(graph.model.graph)

@@ -8,6 +8,7 @@ from collections.abc import Set
 import onnx_ir as ir
 
 from edgewright.export.graph import LOGITS, Graph
+from edgewright.export.static.marks import is_marked
 from edgewright.export.static.weights import FLOATS, WeightConverter
 
 # The type a conversion is to: an attribute, or the second input's.
@@ -27,8 +28,8 @@ def compute_in(
     graph: Graph, dtype: ir.DataType, weights: WeightConverter, wide: Set[str] = frozenset()
 ) -> None:
     """Requires that every value's type is known. Ensures: no float type but `dtype`, except that of
-    logits, of states that are narrower, of what is made of positions alone and of the operators
-    named `wide`, which compute in float32; and no conversion that changes nothing."""
+    logits, of states that are narrower, of what is made of positions alone, and of what marked
+    nodes and the operators named `wide` compute; and no conversion that changes nothing."""
     model = graph.model.graph
     taken = {value.name: value for value in model.inputs}
     for spec in graph.layout:
@@ -50,12 +51,7 @@ class _Conversion:
         self._dtype = dtype
         self._weights = weights
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        # float16 tells positions apart up to 2048 alone.
-        self._positional = {
-            value
-            for value in graph.inputs
-            if value.name in _POSITIONS or (value.name in _IDS and value.dtype in FLOATS)
-        }
+        self._positional = positional_values(graph)
 
     def run(self) -> None:
         for node in list(self._graph):
@@ -71,10 +67,7 @@ class _Conversion:
                     value.type = ir.TensorType(wanted)
 
     def _wanted_of(self, node: ir.Node) -> ir.DataType:
-        values = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        rows = node.op_type == "MatMul" and any(_is_blob(value) for value in node.inputs)
-        if values and self._positional.issuperset(values) and not rows:
-            self._positional.update(node.outputs)
+        if is_marked(node) or _is_positional(node, self._positional):
             return ir.DataType.FLOAT
         return ir.DataType.FLOAT if node.op_type in self._wide else self._dtype
 
@@ -83,6 +76,9 @@ class _Conversion:
         (output,), value = node.outputs, node.inputs[0]
         assert value is not None and output.dtype is not None
         dtype = wanted if output.dtype in FLOATS else output.dtype
+        readers = [use.node for use in output.uses()]
+        if output.dtype == ir.DataType.FLOAT and _is_blob(value) and all(map(is_marked, readers)):
+            return  # it is quantised from the values that the checkpoint has
         if value.is_initializer() and value.dtype in FLOATS and dtype in FLOATS:
             value = self._as(value, dtype, node)
         if value.dtype == dtype and not output.is_graph_output():
@@ -104,7 +100,7 @@ class _Conversion:
         if (value, dtype) not in self._made:
             made = (
                 self._initializer(value, dtype)
-                if value.is_initializer()
+                if value.is_initializer() and not (is_marked(reader) and _is_blob(value))
                 else self._cast(value, dtype, reader)
             )
             self._made[value, dtype] = made
@@ -130,6 +126,26 @@ class _Conversion:
 
 def _is_blob(value: ir.Value | None) -> bool:
     return value is not None and isinstance(value.const_value, ir.ExternalTensor)
+
+
+def positional_values(graph: ir.Graph) -> set[ir.Value]:
+    """What is made of positions alone: float16 tells those apart up to 2048 alone. Token ids that
+    are floats are like them, until they choose rows of a table."""
+    found = {
+        value
+        for value in graph.inputs
+        if value.name in _POSITIONS or (value.name in _IDS and value.dtype in FLOATS)
+    }
+    for node in graph:
+        if _is_positional(node, found):
+            found.update(node.outputs)
+    return found
+
+
+def _is_positional(node: ir.Node, positional: set[ir.Value]) -> bool:
+    values = [v for v in node.inputs if v is not None and not v.is_initializer()]
+    rows = node.op_type == "MatMul" and any(_is_blob(value) for value in node.inputs)
+    return bool(values) and positional.issuperset(values) and not rows
 
 
 def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:

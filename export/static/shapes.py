@@ -17,6 +17,16 @@ ComputeDtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
+class Quantisation:
+    """Nodes of these standard `ops` compute in 16-bit integers, and multiply with weights of so
+    many `bits`. Those that come of our ops `apart` stay in floats, as does everything else."""
+
+    bits: Literal[4, 8]
+    ops: frozenset[str]
+    apart: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class StaticShapes:
     """One row at a time: `chunk` tokens of it in the prefill graph, one in the decode graph, and
     room for `capacity` of them in its states. Float states have the type that is computed in.
@@ -35,6 +45,11 @@ class StaticShapes:
     product_bits: tuple[int, ...] = ()
     lowerings: Mapping[str, Lowering] = field(default_factory=dict)
     rewrites: tuple[Callable[[ir.Model], None], ...] = ()
+    quantise: Quantisation | None = None
+
+    @property
+    def compute_dtype(self) -> str:
+        return self.dtype if self.quantise is None else "uint16"
 
     def within(self, max_context: int, ops: Iterable[str] = ()) -> StaticShapes:
         """No state has room for more than the model is good for, no chunk for more than its ops."""
