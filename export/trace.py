@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -156,28 +156,33 @@ def _torch_dtype(spec: StateSpec) -> torch.dtype:
 
 
 def _name_boundary(graph: Graph) -> None:
-    """Inputs, outputs and their dimensions get the contract's names."""
+    """Inputs, outputs and the dimensions of all values get the contract's names."""
     model_graph = graph.model.graph
-    batch_seq: dict[str, tuple[str, ...]] = {
+    shapes: dict[str, Sequence[str | int]] = {
         "input_ids": ("batch", "seq"),
         "start": ("batch",),
         "length": ("batch",),
         "logit_index": ("batch", "wanted"),
+        **{spec.input_name: spec.shape for spec in graph.layout},
     }
+    names: dict[str, str | int] = {}  # by torch's own, which differ from run to run
     for value, name in zip(model_graph.inputs, graph.input_names, strict=True):
-        value.name = name
-        if name in batch_seq:
-            value.shape = ir.Shape(batch_seq[name])
+        if value.shape is not None:
+            names |= {str(d): n for d, n in zip(value.shape, shapes[name], strict=True)}
+        value.name, value.shape = name, ir.Shape(shapes[name])
+    for node in model_graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape(
+                    [d if isinstance(d, int) else names.get(str(d), d) for d in value.shape]
+                )
     for value, name in zip(model_graph.outputs, graph.output_names, strict=True):
         value.name = name
     logits = model_graph.outputs[0]
     vocabulary = logits.shape[2] if logits.shape is not None else None
     logits.shape = ir.Shape(("batch", "wanted", vocabulary))
-    states = len(graph.layout)
-    for values in (model_graph.inputs[-states:], model_graph.outputs[-states:]):
-        if states:
-            for value, spec in zip(values, graph.layout, strict=True):
-                value.shape = ir.Shape(spec.shape)
+    for spec, value in zip(graph.layout, model_graph.outputs[1:], strict=True):
+        value.shape = ir.Shape(spec.shape)
 
 
 @contextlib.contextmanager
