@@ -2,9 +2,9 @@
 
 The ops, and what is asked of their inputs, are those of ONNX Runtime's own table and its notes,
 which the wheel carries (onnxruntime/tools/mobile_helpers/coreml_supported_mlprogram_ops.md, of
-1.31.1). Its sources ask for more than the notes: opset 20 at most, five dimensions, no arithmetic of
-integers, no conversion of an input of the graph, and GatherND from constant places alone, so rows of
-tables are products here. Checked by that table and run on the processor; never run on a Mac."""
+1.31.1). Its sources ask for more: opset 20 at most, five dimensions, no arithmetic of integers, no
+conversion of an input of the graph, and GatherND from constant places alone, so rows of tables are
+products here. Checked by that table and run on the processor; never run on a Mac."""
 
 import onnx_ir as ir
 

@@ -181,11 +181,11 @@ class _Counts:
         self._graph.insert_before(reader, cast)
         return cast.outputs[0]
 
-    def _register(self, tensor: ir.Tensor) -> ir.Value:
+    def _register(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(
             name=tensor.name,
             type=ir.TensorType(tensor.dtype),
-            shape=tensor.shape,
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self._graph.register_initializer(value)
