@@ -122,7 +122,7 @@ def lower_products(
         op = _Recorder(f"{node.name}_", form.sizes(old))
         value = _WRITERS[node.op_type](op, node, found[weight.name])
         graph.insert_before(node, op.nodes)
-        value.type, value.shape = old.type, old.shape
+        value.type, value.shape = old.type, form.sizes(old) or old.shape
         ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         value.name, old.name = old.name, f"{old.name}_replaced"
         graph.remove(node, safe=True)

@@ -131,6 +131,8 @@ def _keep_products(
     lowered = lower_products(model, stored.packed, writer, form)
     widths = frozenset(bits for weight in lowered.values() for bits in weight.widths)
     return _Products(blobs_of(lowered), widths)
+
+
 def _weight_dtypes(shapes: StaticShapes) -> tuple[str, ...]:
     how = shapes.quantise
     return (shapes.dtype,) if how is None else (f"int{how.bits}", shapes.dtype)

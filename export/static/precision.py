@@ -100,11 +100,18 @@ class _Conversion:
         if (value, dtype) not in self._made:
             made = (
                 self._initializer(value, dtype)
-                if value.is_initializer() and not (is_marked(reader) and _is_blob(value))
+                if value.is_initializer()
+                and not (is_marked(reader) and _is_blob(value))
+                and not self._widens(value, dtype)
                 else self._cast(value, dtype, reader)
             )
             self._made[value, dtype] = made
         return self._made[value, dtype]
+
+    def _widens(self, value: ir.Value, dtype: ir.DataType) -> bool:
+        """A large weight that is stored in the graph's own type is converted when it is read."""
+        is_large = isinstance(value.const_value, ir.ExternalTensor)
+        return is_large and value.dtype == self._dtype and dtype == ir.DataType.FLOAT
 
     def _initializer(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         assert value.const_value is not None
