@@ -26,7 +26,7 @@ _OP_CHUNKS = {"GatedDelta": 8}
 
 # What computes in 16-bit integers as the processor does; the sums and exponentials of recurrences
 # lose too much in them, and stay in float16.
-_INTEGER_OPS = frozenset(
+INTEGER_OPS = frozenset(
     {"Add", "Gemm", "MatMul", "Mul", "RMSNormalization", "RotaryEmbedding", "Sigmoid", "Softmax"}
     | {"Sub"}
     | MOVES
@@ -61,7 +61,7 @@ PROVIDERS = tuple(
     for chip in CHIPS
     for provider in (
         _provider(f"qnn:{chip}"),
-        _provider(f"qnn:{chip}-w8a16", Quantisation(8, _INTEGER_OPS, _IN_FLOATS)),
-        _provider(f"qnn:{chip}-w4a16", Quantisation(4, _INTEGER_OPS, _IN_FLOATS)),
+        _provider(f"qnn:{chip}-w8a16", Quantisation(8, INTEGER_OPS, _IN_FLOATS)),
+        _provider(f"qnn:{chip}-w4a16", Quantisation(4, INTEGER_OPS, _IN_FLOATS)),
     )
 )

@@ -80,8 +80,9 @@ def make_static(
             standard.TopologicalSortPass()(graph.model)
     for graph in made.values():
         kept |= _blobs(graph.model.graph, weights)
-    inline = max(0, stored.kept_bytes - sum(blob.size for blob in stored.kept.values()))
-    inline += weights.bytes_beside
+    inline = stored.kept_bytes - sum(blob.size for blob in stored.kept.values())
+    width = 4 if "float32" in stored.kept_dtypes else 2
+    inline = max(0, inline - width * weights.quantised_values) + weights.quantised_bytes
     return {
         role: replace(
             stored,

@@ -28,8 +28,8 @@ class WeightConverter:
         self._blobs = {blob.path: blob for blob in blobs}
         self._writer = writer
         self._converted: dict[tuple[str, ir.DataType], Blob] = {}
-        # What quantised matrices take besides blobs, less what they took within the graph before.
-        self.bytes_beside = 0
+        # What quantised matrices take besides blobs, and how many values lay within the graph.
+        self.quantised_bytes = self.quantised_values = 0
         self._quantised: dict[
             tuple[str, int, int], tuple[ir.TensorProtocol, NDArray[np.float32]]
         ] = {}
@@ -76,7 +76,11 @@ class WeightConverter:
             codes, scales = symmetric(values.reshape(shape).astype(np.float32), bits, axis)
             made = self._integers(codes, bits, f"{held.name}.int{bits}")
             self._quantised[key] = (made, scales)
-            self.bytes_beside += scales.nbytes + _inline_bytes(made) - _inline_bytes(held)
+            self.quantised_bytes += scales.nbytes
+            if not isinstance(made, ir.ExternalTensor):
+                self.quantised_bytes += made.nbytes
+            if not isinstance(held, ir.ExternalTensor):
+                self.quantised_values += held.size
         return self._quantised[key]
 
     def _integers(self, codes: NDArray[np.int8], bits: int, name: str) -> ir.TensorProtocol:
@@ -102,10 +106,6 @@ class WeightConverter:
 
     def _path(self, held: ir.ExternalTensor) -> str:
         return str(self._writer.path_of(self.blob_of(held)))
-
-
-def _inline_bytes(tensor: ir.TensorProtocol) -> int:
-    return 0 if isinstance(tensor, ir.ExternalTensor) else tensor.nbytes
 
 
 def _external(
