@@ -1,7 +1,7 @@
 """Static graphs and rows of tokens go in; between what each of their floats lies comes out.
 
 A row is read as a session would: chunk by chunk, its last tokens one by one. A range goes from the
-least value to the greatest, and is made wider by an eighth: 16 bits have steps to spare, and what
+least value to the greatest, and is made wider by a quarter: 16 bits have steps to spare, and what
 lies beyond a range is cut off.
 """
 
@@ -29,7 +29,7 @@ Range = tuple[float, float]
 Progress = Callable[[str, int, int], None]
 
 _DECODED = 16  # tokens of each row that are read one by one
-_MARGIN = 1.125
+_MARGIN = 1.25
 # What is below it is no value but a mask.
 MASK = -1e4
 _LEAST, _MOST = "least.", "most."
@@ -46,7 +46,9 @@ def measure(
     probes = {role: _Probe.open(graph, folder) for role, graph in graphs.items()}
     for done, row in enumerate(rows):
         tell("measuring activations", done, len(rows))
-        _read(probes, shapes, graphs["prefill"].layout, row[: shapes.capacity])
+        for first in range(0, len(row), shapes.capacity):
+            piece = row[first : first + shapes.capacity]
+            _read(probes, shapes, graphs["prefill"].layout, piece)
     found = {role: probe.ranges() for role, probe in probes.items()}
     return {role: _with_those_of_others(found, graphs, role) for role in found}
 

@@ -37,7 +37,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     folder = tmp_path_factory.mktemp("integers")
     checkpoint = zoo.write_checkpoint("llama", folder, "float16")
     with offered(*map(_on_the_cpu, NAMES)) as names:
-        return export_checkpoint(checkpoint, folder / "package", names, tokens=512, targets=())
+        return export_checkpoint(checkpoint, folder / "package", names, tokens=1024, targets=())
 
 
 def _graph(package: Package, variant: str, role: str) -> onnx.GraphProto:
@@ -81,7 +81,7 @@ def test_integers_compute_what_floats_do(package: Package) -> None:
     session = Session.open(package.root, "cpu:w8a16")
     whole = torch.from_numpy(session.logits(ids))
     # Weights of 8 bits alone cost this model a tenth of its deviation.
-    assert zoo.error(whole, exact) < 0.25
+    assert zoo.error(whole, exact) < 0.3
     rows = [session.prefill([ids[:20]])[0], *(session.decode([token])[0] for token in ids[20:])]
     # A decode step reads the same integers; only its states were float16 in between.
     assert zoo.error(torch.from_numpy(np.stack(rows)), whole[19:]) < 0.05
