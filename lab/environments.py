@@ -198,7 +198,7 @@ _EITHER = ("float16", "4 bits")
 _OURS = dict.fromkeys(_EITHER, ("cpu", "cpu-portable"))
 _KERNELS = dict.fromkeys(_EITHER, ("cpu",))
 _PORTABLE = dict.fromkeys(_EITHER, ("cpu-portable",))
-_GPU = dict.fromkeys(_EITHER, ())
+_GPU = dict.fromkeys(_EITHER, ("webgpu", "webgpu:f32"))
 
 ENVIRONMENTS: Mapping[str, Environment] = {
     environment.name: environment
@@ -224,7 +224,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
             (chromium.PART, _SCRIPTS),
             _browser("--enable-unsafe-webgpu"),
             ("webgpu",),
-            dict.fromkeys(_EITHER, ()),
+            dict.fromkeys(_EITHER, ("webgpu:f32",)),
             has_float16=False,
         ),
         Environment(

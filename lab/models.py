@@ -67,7 +67,7 @@ def make(name: str, providers: Mapping[str, Sequence[str]], folder: Path) -> Mad
         how = Rounding(method="rtn", outliers=0.0) if bits else Rounding()
         package = export_checkpoint(checkpoint, root, chosen, bits, targets=_TARGETS, **how)
         for variant in package.manifest.variants:
-            if any("int" in dtype for dtype in variant.weight_dtypes):
+            if bits or any("int" in dtype for dtype in variant.weight_dtypes):
                 found = _on_processor(root, variant, ids, folder)
             elif variant.compute_dtype == "float16":
                 found = replace(exact, allowed=2 * half_error)
