@@ -61,19 +61,18 @@ def make(name: str, providers: Mapping[str, Sequence[str]], folder: Path) -> Mad
     ids = zoo.prompt(name, TOKENS)
     packages, wanted = {}, {}
     exact, half_error = _by_transformers(checkpoint, ids)
-    for weights, chosen in providers.items():
+    for weights, asked in providers.items():
+        chosen = sorted({"cpu", *asked})
         packages[weights] = root = folder / f"{name} of {weights}"
         bits = WEIGHTS[weights]
         how = Rounding(method="rtn", outliers=0.0) if bits else Rounding()
         package = export_checkpoint(checkpoint, root, chosen, bits, targets=_TARGETS, **how)
+        right = exact if bits is None else _on_processor(root, ids, folder)
         for variant in package.manifest.variants:
-            if bits or any("int" in dtype for dtype in variant.weight_dtypes):
-                found = _on_processor(root, variant, ids, folder)
-            elif variant.compute_dtype == "float16":
-                found = replace(exact, allowed=2 * half_error)
-            else:
-                found = exact
-            wanted[weights, variant.provider] = found
+            within = right.allowed
+            if variant.compute_dtype == "float16":
+                within = max(within, 2 * half_error)
+            wanted[weights, variant.provider] = replace(right, allowed=within)
     return Made(name, tuple(ids), packages, wanted)
 
 
@@ -102,28 +101,26 @@ def _by_transformers(checkpoint: Path, ids: list[int]) -> tuple[Reference, float
     )
 
 
-def _on_processor(package: Path, variant: Variant, ids: list[int], folder: Path) -> Reference:
-    """What the very graphs of that variant give on the processor of this machine, without kernels
+def _on_processor(package: Path, ids: list[int], folder: Path) -> Reference:
+    """What the package's own bits give on the processor of this machine in float32, without kernels
     of ours."""
     from edgewright.runtime import Session
 
-    session = Session.open(_relabelled(package, variant, folder), "cpu:lab", threads=1)
+    session = Session.open(_without_kernels(package, folder), threads=1)
     rows = [session.prefill(ids[:PROMPT])[0]]
     rows += [session.decode(token)[0] for token in ids[PROMPT:]]
     tokens = session.generate(ids[:PROMPT], max_new_tokens=len(rows), stop_ids=())
     return Reference(np.stack(rows), tuple(tokens), QUANTISED_WITHIN)
 
 
-def _relabelled(package: Path, variant: Variant, folder: Path) -> Path:
-    """The package with that variant alone, said to be the processor's."""
+def _without_kernels(package: Path, folder: Path) -> Path:
+    """The package with the processor's variant alone, and no library."""
     manifest = Package.open(package).manifest
-    plain = replace(
-        variant, name="cpu-lab", provider="cpu:lab", onnxruntime_min="1.20", libraries={}
-    )
-    target = folder / f"{package.name} as {variant.name}"
+    plain = replace(manifest.variant("cpu"), libraries={})
+    target = folder / f"{package.name} without kernels"
     for path in manifest.files:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         os.link(package / path, target / path)
-    relabelled = replace(manifest, variants=(plain,), evidence={})
-    (target / MANIFEST_NAME).write_bytes(relabelled.to_bytes())
+    bare = replace(manifest, variants=(plain,), evidence={})
+    (target / MANIFEST_NAME).write_bytes(bare.to_bytes())
     return target

@@ -1,9 +1,10 @@
 """DirectML through onnxruntime-directml, whose last release is 1.24.4, or onnxruntime-node: static
 graphs in float16.
 
-The ops are those that DirectML placed and computed right under Wine. It has none of opset 22 or
-later, no ScatterElements, and no fused attention that takes rotated keys: attention is written out,
-and what a state gains is given as a delta."""
+The ops are those that DirectML placed and computed right under Wine, most of them one at a time.
+No whole model has run there yet: a session with bamba's graph fails to open. It has none of opset
+22 or later, no ScatterElements, and no fused attention that takes rotated keys: attention is
+written out, and what a state gains is given as a delta."""
 
 from edgewright.custom_ops.recorder import MICROSOFT
 from edgewright.export.providers import Provider
@@ -29,7 +30,7 @@ PROVIDER = Provider(
     static=StaticShapes(
         dtype="float16",
         update="delta",
-        product_bits=(4, 8),
         rewrites=(norm_in_opset_21, narrow_integers),
     ),
+    notes=("made by the table of DirectML's ops; no whole model has run there yet",),
 )

@@ -58,7 +58,6 @@ def _provider(name: str, dtype: ComputeDtype) -> Provider:
         static=StaticShapes(
             dtype=dtype,
             wide_ops=_WIDE,
-            product_bits=(2, 4, 8),
             lowerings={
                 "CausalConv": causal_conv,
                 "GatedDelta": gated_delta,

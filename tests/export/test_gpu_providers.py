@@ -43,24 +43,6 @@ def test_their_graphs_equal_transformers(name: str, tmp_path: Path) -> None:
             assert zoo.error(found, exact) <= zoo.TOLERANCE, (provider, chunk)
 
 
-def test_packed_products_stay_packed(tmp_path: Path) -> None:
-    checkpoint = zoo.write_checkpoint("llama", tmp_path)
-    with offered(*STAND_INS) as names:
-        package = export_checkpoint(
-            checkpoint, tmp_path / "p", ("cpu-portable", *names), 6.0, method="rtn", targets=()
-        )
-    portable = package.manifest.variant("cpu-portable")
-    ids = zoo.prompt("llama", 17)
-    wanted = torch.from_numpy(Session.open(package.root, "cpu-portable").logits(ids))
-    for provider in names:
-        variant = package.manifest.variant(provider.replace(":", "-"))
-        assert set(portable.weights) & set(variant.weights)
-        graph = onnx.load_from_string((package.root / variant.graphs["decode"]).read_bytes()).graph
-        assert "MatMulNBits" in {node.op_type for node in graph.node}
-        found = torch.from_numpy(Session.open(package.root, provider).logits(ids))
-        assert zoo.error(found, wanted) <= 1e-2
-
-
 def test_recurrences_are_fused_where_they_can_be(tmp_path: Path) -> None:
     checkpoint = zoo.write_checkpoint("bamba", tmp_path)
     package = export_checkpoint(checkpoint, tmp_path / "package", ("webgpu", "directml"))
