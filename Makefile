@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test targets lab neon lint format types imports wheel check clean
+.PHONY: help demo test targets lab providers neon lint format types imports wheel check clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ test: $(INSTALLED) ## run all tests
 targets: $(INSTALLED) ## compile the kernels for every system and processor
 	@EDGEWRIGHT_TARGETS=all $(ONE_THREAD) $(BIN)/python -m pytest tests/custom_ops/test_compiler.py $(ARGS)
 
-lab: $(INSTALLED) ## run models in every environment that can be installed (Debian; uses apt)
+lab: $(INSTALLED) ## run models of one op in every environment that can be installed (Debian; uses apt)
 	@$(ONE_THREAD) $(BIN)/python -m lab.selftest --jobs $(JOBS) $(ARGS)
+
+providers: $(INSTALLED) ## run five tiny models in all of them, against PyTorch
+	@$(ONE_THREAD) $(BIN)/python -m lab.providers --jobs $(JOBS) $(ARGS)
 
 neon: $(INSTALLED) ## sweep the kernels on an emulated arm64 (Debian; uses apt)
 	@$(ONE_THREAD) $(BIN)/python -m lab.neon --jobs $(JOBS) $(ARGS)

@@ -8,7 +8,7 @@ from lab.judge import Report, Row
 
 _HEAD = """# What runs where
 
-Written by `make lab ARGS="--write docs/providers.md"`: five tiny models of random weights on every
+Written by `make providers ARGS="--write docs/providers.md"`: five tiny models of random weights on every
 execution provider that the lab installs ([provider-lab.md](provider-lab.md)), each case in a
 process of its own, with nothing falling back to the processor. There is no device and no GPU among
 them: Vulkan runs in software, DirectML and the kernels for Windows under Wine, QNN on its own
@@ -21,8 +21,8 @@ speed.
 - At 16 bits the reference is transformers in float32, of the same float16 weights. What computes in
   float32 may err by 1e-4; what computes in float16, by twice what torch in float16 errs, and must
   choose the same token wherever that error cannot change the choice.
-- Quantised, the reference is what the same bits give on this machine's processor in float32, without
-  kernels of ours: 1e-2 may be between them, or with float16 what it may err at 16 bits.
+- Quantised, the reference is what the same bits give on this machine's processor in float32,
+  without kernels of ours: 1e-2 may be between them, or in float16 what it may err at 16 bits.
 - **tokens**: those generated greedily that are the reference's, before the first other one.
 - **nodes**: those placed on the provider, prefill and decode graphs together; DirectML and QNN
   count what they joined. All are: an answer of which a node ran elsewhere is an error.

@@ -191,7 +191,7 @@ def _open_session(
     assert provider is not None  # choose_variant
     options = _session_options(ort, threads)
     _say_where_it_lies(options, package, variant, role)
-    provider.add_to(ort, options, variant.provider)
+    provider.add_to(ort, options, variant.provider, strict=not variant.fallback)
     kernels: Kernels = "portable"
     if library is not None:
         try:

@@ -14,6 +14,9 @@ from edgewright.artifacts.errors import SessionError
 from edgewright.runtime.ort import one_line
 
 
+_CPU_NAME = "CPUExecutionProvider"
+
+
 @dataclass(frozen=True)
 class Chip:
     """A system on a chip, by the numbers that Qualcomm gives it and its HTP."""
@@ -59,8 +62,7 @@ class Plugin:
 @dataclass(frozen=True)
 class ExecutionProvider:
     """`extra` is that of ours whose ONNX Runtime has this provider built in, on `system` alone if
-    that is given; such a one, as a plugin, may leave no node to the processor. `options` are the
-    provider's own."""
+    that is given; `options` are the provider's own."""
 
     name: str
     plugin: Plugin | None = None
@@ -74,20 +76,20 @@ class ExecutionProvider:
         """Of its own: what is bound is copied there when it is bound, not when it is run."""
         return self.extra is not None
 
-    def add_to(self, ort: Any, options: Any, provider: str) -> None:
-        """What comes with ONNX Runtime is named to the session; a plugin is put in here."""
+    def add_to(self, ort: Any, options: Any, provider: str, *, strict: bool = True) -> None:
+        """What comes with ONNX Runtime is named to the session; a plugin is put in here. `strict`:
+        no node may fall to the processor."""
         if self.extra is not None:
             self._require_built_in(ort, provider)
+        if self.plugin is not None:
+            chip = self.plugin.chip(provider)
+            self._register(ort)
+            devices = [device for device in ort.get_ep_devices() if device.ep_name == self.name]
+            if not devices:
+                raise SessionError(f"{provider}: {self.name} found no device on this machine")
+            options.add_provider_for_devices(devices, chip.options)
+        if strict and self.name != _CPU_NAME:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        if self.plugin is None:
-            return
-        chip = self.plugin.chip(provider)
-        self._register(ort)
-        devices = [device for device in ort.get_ep_devices() if device.ep_name == self.name]
-        if not devices:
-            raise SessionError(f"{provider}: {self.name} found no device on this machine")
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        options.add_provider_for_devices(devices, chip.options)
 
     def _require_built_in(self, ort: Any, provider: str) -> None:
         if self.name not in ort.get_available_providers():
@@ -137,7 +139,7 @@ _QNN = ExecutionProvider(
         },
     ),
 )
-_CPU = ExecutionProvider("CPUExecutionProvider")
+_CPU = ExecutionProvider(_CPU_NAME)
 _COREML = ExecutionProvider(
     "CoreMLExecutionProvider",
     extra="coreml",
