@@ -8,8 +8,8 @@ from lab.judge import Report, Row
 
 _HEAD = """# What runs where
 
-Written by `make providers ARGS="--write docs/providers.md"`: five tiny models of random weights on every
-execution provider that the lab installs ([provider-lab.md](provider-lab.md)), each case in a
+Written by `make providers ARGS="--write docs/providers.md"`: five tiny models of random weights on
+every execution provider that the lab installs ([provider-lab.md](provider-lab.md)), each case in a
 process of its own, with nothing falling back to the processor. There is no device and no GPU among
 them: Vulkan runs in software, DirectML and the kernels for Windows under Wine, QNN on its own
 emulation of the HTP. They prove that graphs are taken whole and compute right; they say nothing of

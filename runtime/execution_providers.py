@@ -13,7 +13,6 @@ from typing import Any
 from edgewright.artifacts.errors import SessionError
 from edgewright.runtime.ort import one_line
 
-
 _CPU_NAME = "CPUExecutionProvider"
 
 

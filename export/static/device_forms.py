@@ -31,8 +31,8 @@ def narrow_integers(model: ir.Model) -> None:
     """Requires that every value's type is known. Ensures: int32 for int64, inputs of the graph
     included, but for sizes, axes and the places that TopK finds."""
     made: dict[ir.Value, ir.Value] = {}
-    for value in model.graph.inputs:
-        _set_narrow(value)
+    for taken in model.graph.inputs:
+        _set_narrow(taken)
     for node in list(model.graph):
         sizes = _SIZES.get(node.op_type, set())
         for place, value in enumerate(node.inputs):
@@ -45,8 +45,8 @@ def narrow_integers(model: ir.Model) -> None:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.INT64:
             node.attributes["to"] = _to(ir.DataType.INT32)
         if node.op_type != "TopK":
-            for value in node.outputs:
-                _set_narrow(value)
+            for given in node.outputs:
+                _set_narrow(given)
 
 
 def _set_narrow(value: ir.Value) -> None:
@@ -137,6 +137,7 @@ def _turned(op: Recorder, node: ir.Node) -> ir.Value:
     assert x is not None and x.shape is not None and len(tables) == 2
     attributes = node.attributes
     sizes = tuple(int(size) for size in x.shape.numpy())
+    by_head: tuple[int, ...]
     if len(sizes) == 3:  # [B, S, H*D]
         heads = attributes["num_heads"].as_int()
         by_head = (*sizes[:2], heads, sizes[2] // heads)

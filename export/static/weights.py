@@ -88,7 +88,7 @@ class WeightConverter:
         if codes.nbytes <= _BLOB_BYTES:
             return ir.Tensor(codes.astype(dtype.numpy()), dtype, name=name)
         data = _bytes(codes) if bits == 8 else _bytes(_pairs(codes))
-        return _external(self._keep(self._writer.add_blob([data])), dtype, codes.shape, name)
+        return _external(self.keep(self._writer.add_blob([data])), dtype, codes.shape, name)
 
     def large(self, values: NDArray[np.generic], name: str) -> ir.TensorProtocol:
         """A tensor of ours: a blob where it is large."""
