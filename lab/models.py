@@ -67,10 +67,13 @@ def make(name: str, providers: Mapping[str, Sequence[str]], folder: Path) -> Mad
         bits = WEIGHTS[weights]
         how = Rounding(method="rtn", outliers=0.0) if bits else Rounding()
         package = export_checkpoint(checkpoint, root, chosen, bits, targets=_TARGETS, **how)
+        known: dict[str, Reference] = {}
         for variant in package.manifest.variants:
             # Our own op rounds what it multiplies, in its function body as in its kernel.
             alike = "cpu" if variant.provider == "cpu" else "cpu-portable"
-            right = exact if bits is None else _on_processor(root, alike, ids, folder)
+            if alike not in known:
+                known[alike] = exact if bits is None else _on_processor(root, alike, ids, folder)
+            right = known[alike]
             within = right.allowed
             if variant.compute_dtype == "float16":
                 within = max(within, 2 * half_error)
@@ -120,8 +123,6 @@ def _without_kernels(package: Path, variant: str, folder: Path) -> Path:
     manifest = Package.open(package).manifest
     plain = replace(manifest.variant(variant), libraries={})
     target = folder / f"{package.name} as {variant}"
-    if target.exists():
-        return target
     for path in manifest.files:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         os.link(package / path, target / path)

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgewright.custom_ops.recorder import Recorder
+from edgewright.export.static.half_forms import replace_node
 
 # Where an operator reads sizes or axes, by the place of its input: these stay int64, on the host.
 _SIZES = {
@@ -79,7 +80,7 @@ def choose_extremes(model: ir.Model) -> None:
         found, *others = (value for value in node.inputs if value is not None)
         for other in others:
             found = op("Where", op(compare, found, other), found, other)
-        _replace(model.graph, node, op, found)
+        replace_node(model.graph, node, op, found)
 
 
 def move_no_booleans(model: ir.Model) -> None:
@@ -93,7 +94,7 @@ def move_no_booleans(model: ir.Model) -> None:
         value = node.inputs[0]
         assert value is not None
         if axes is not None:
-            _replace(model.graph, node, op, op("Unsqueeze", value, axes))
+            replace_node(model.graph, node, op, op("Unsqueeze", value, axes))
             continue
         for place, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.BOOL:
@@ -116,7 +117,7 @@ def multiply_masks(model: ir.Model) -> None:
         assert condition is not None and value is not None
         op = Recorder(prefix=f"{node.name}_masked_")
         mask = op("Cast", condition, to=int(ir.DataType.FLOAT))
-        _replace(model.graph, node, op, op("Mul", value, mask))
+        replace_node(model.graph, node, op, op("Mul", value, mask))
 
 
 def norm_in_opset_21(model: ir.Model) -> None:
@@ -127,7 +128,7 @@ def norm_in_opset_21(model: ir.Model) -> None:
             node.op_type = "SimplifiedLayerNormalization"
         elif node.op_type == "RotaryEmbedding":
             op = Recorder(prefix=f"{node.name}_turned_")
-            _replace(model.graph, node, op, _turned(op, node))
+            replace_node(model.graph, node, op, _turned(op, node))
     model.opset_imports[""] = 21
 
 
@@ -197,15 +198,6 @@ def _cast_back(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(value, made)
     cast.replace_input_with(0, value)
     graph.insert_after(node, cast)
-
-
-def _replace(graph: ir.Graph, node: ir.Node, op: Recorder, new: ir.Value) -> None:
-    old = node.outputs[0]
-    graph.insert_before(node, op.nodes)
-    new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new)
-    new.name, old.name = old.name, f"{old.name}_replaced"
-    graph.remove(node, safe=True)
 
 
 def _to(dtype: ir.DataType) -> ir.Attr:

@@ -110,8 +110,7 @@ class _Conversion:
 
     def _widens(self, value: ir.Value, dtype: ir.DataType) -> bool:
         """A large weight that is stored in the graph's own type is converted when it is read."""
-        is_large = isinstance(value.const_value, ir.ExternalTensor)
-        return is_large and value.dtype == self._dtype and dtype == ir.DataType.FLOAT
+        return _is_blob(value) and value.dtype == self._dtype and dtype == ir.DataType.FLOAT
 
     def _initializer(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         assert value.const_value is not None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgewright.artifacts.errors import ExportError
 from edgewright.custom_ops.recorder import Recorder
+from edgewright.export.static.half_forms import replace_node
 
 
 def multiply_sums(model: ir.Model) -> None:
@@ -19,7 +20,7 @@ def multiply_sums(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type != "CumSum":
             continue
-        old, (value, axis) = node.outputs[0], node.inputs
+        value, axis = node.inputs
         assert value is not None and value.shape is not None and axis is not None
         if axis.const_value is None or not value.shape.is_static():
             raise ExportError(f"node {node.name} (CumSum) has an axis or sizes that vary")
@@ -29,11 +30,7 @@ def multiply_sums(model: ir.Model) -> None:
         flat = (math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :]))
         triangle = _triangle(graph, sizes[place], _flag(node, "exclusive"), _flag(node, "reverse"))
         new = op("Reshape", op("MatMul", triangle, op("Reshape", value, flat)), tuple(sizes))
-        graph.insert_before(node, op.nodes)
-        new.type, new.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        new.name, old.name = old.name, f"{old.name}_replaced"
-        graph.remove(node, safe=True)
+        replace_node(graph, node, op, new)
 
 
 def _triangle(graph: ir.Graph, size: int, exclusive: bool, reverse: bool) -> ir.Value:
